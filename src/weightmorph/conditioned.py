@@ -1,0 +1,408 @@
+"""`condition()` and `Conditioned`: a frozen network whose weights follow a parameter."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from .errors import (
+    BaseError,
+    BatchSizeError,
+    ConditioningWarning,
+    ExecutionError,
+    ParameterLengthError,
+    SelectionError,
+    TransformError,
+    UnknownParameterError,
+    near,
+)
+from .execution import DEFAULT_MEMORY_LIMIT, Batch, Scope, StandIn
+from .parameters import Parameter, ParameterSpace, Theta, Value
+from .selection import Select, floating, read_as_maps, select_slots
+from .slots import Slot
+from .summary import table
+from .trace import Trace, trace
+from .transforms import Custom, Families, WeightTransform
+from .view import View
+from .weights import WeightExpression
+
+__all__ = ["Conditioned", "condition"]
+
+Self = TypeVar("Self", bound="Conditioned")
+
+MIN_PER_BUCKET = 4
+"""Samples that must share a setting on average for a batch to be run setting by setting."""
+
+
+def condition(
+    net: nn.Module,
+    parameters: Mapping[str, Parameter],
+    transform: nn.Module,
+    select: Select | None = None,
+    example: Any = None,
+    *,
+    maps: Mapping[str, Sequence[int]] | None = None,
+) -> Conditioned:
+    r"""Make a frozen network's weights depend on parameters: $f(x; W)$ becomes $f(x; g(W, \theta))$.
+
+    Args:
+        net: any pre-trained module. It is neither modified nor run in train mode, now or later.
+        parameters: name to [`Angle`][weightmorph.Angle], [`Interval`][weightmorph.Interval] …; the names become
+            keyword arguments of the conditioned model.
+        transform: a weight transform, a sum of them, or any module `(weight, code) -> weight`.
+        select: which tensors; by default every convolution, linear and norm layer that a family wants. A glob pattern
+            on tensor or layer names, a layer type, a predicate on [`Slot`][weightmorph.slots.Slot], or a list.
+        example: one input, or a tuple of positional inputs, or a dict of keyword inputs. It is run once to learn where
+            taps lie, and which `Linear` reads a flattened map.
+        maps: layer name to extent, e.g. `{"fc1": (7, 7)}`: says by hand which `Linear` reads a flattened map.
+
+    Returns:
+        the model; call it as the network, with one more keyword per parameter.
+
+    Raises:
+        BaseError: for a network of a kind that cannot be conditioned, or a parameter named like one of its keywords.
+        SelectionError: if no tensor is left to transform.
+
+    Example:
+        >>> from weightmorph import Angle, LowRank, Scale, condition
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
+        >>> model = condition(net, {"angle": Angle("deg")}, LowRank(2) + Scale())
+        >>> model(torch.zeros(5, 1, 28, 28), angle=[0, 10, 20, 30, 40]).shape
+        torch.Size([5, 10])
+    """
+    space = parameters if isinstance(parameters, ParameterSpace) else ParameterSpace(parameters)
+    if not isinstance(transform, nn.Module):
+        raise TransformError(
+            f"transform: expected a weight transform such as Warp() + LowRank(8), or a module, got {transform!r}"
+        )
+    recipe = transform if isinstance(transform, WeightTransform) else Custom(transform)
+    if not isinstance(net, nn.Module):
+        raise BaseError(f"expected an nn.Module to condition, got {type(net).__name__}")
+    if isinstance(net, Conditioned):
+        raise BaseError("the network is conditioned already: give all parameters to one condition() call")
+    _refuse_clashes(net, space)
+    view = View(net)
+    slots, notes = select_slots(net, select)
+    seen = None
+    if example is not None:
+        args, inputs = _as_call(example)
+        seen = trace(view.clone(), slots, args, inputs)
+        slots = [seen.apply(slot) for slot in slots]
+    if maps:
+        slots = read_as_maps(slots, dict(maps))
+    wanted = [slot for slot in slots if recipe.wants(slot, space)]
+    if not wanted:
+        raise SelectionError(
+            f"{recipe!r} applies to none of the selected tensors ({', '.join(s.name for s in slots[:8])}); a family "
+            "that moves taps needs a convolution, or a Linear over a flattened map (give example=)"
+        )
+    if seen is not None:
+        unread = [s.name for s in wanted if s.name not in seen.consumed]
+        if unread:
+            notes.append(f"not read by the example's forward, so never conditioned: {', '.join(unread)}")
+            wanted = [s for s in wanted if s.name in seen.consumed]
+    for note in notes:
+        warnings.warn(note, ConditioningWarning, stacklevel=2)
+    folded = _folded(view, wanted, example) if seen is not None else None
+    return Conditioned(view, space, recipe, wanted, floating(net), seen, folded)
+
+
+def _refuse_clashes(net: nn.Module, space: ParameterSpace) -> None:
+    taken = [name for name in space if name in inspect.signature(net.forward).parameters]
+    if taken:
+        raise BaseError(
+            f"parameter {taken[0]!r} is also an argument of {type(net).__name__}.forward; give the parameter another "
+            "name"
+        )
+
+
+def _as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example, dict):
+        return (), example
+    return (example if isinstance(example, tuple) else (example,)), {}
+
+
+def _folded(view: View, slots: Sequence[Slot], example: Any) -> list[str]:
+    """Layers whose input does not have the batch first, found by running the example at two batch sizes."""
+    args, kwargs = _as_call(example)
+
+    def sized(value: Any, size: int) -> Any:
+        if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] > 0:
+            return value[:1].expand(size, *value.shape[1:]).contiguous()
+        return value
+
+    seen: list[Trace] = []
+    for size in (2, 3):
+        inputs = tuple(sized(v, size) for v in args), {k: sized(v, size) for k, v in kwargs.items()}
+        try:
+            seen.append(trace(view.clone(), slots, *inputs))
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return []  # inputs that are not batched alike: nothing is known
+    two, three = seen
+    return [name for name in two.batches if (two.batches[name], three.batches.get(name)) != (2, 3)]
+
+
+class Conditioned(nn.Module):
+    """A frozen network whose weights follow θ. Made by [`condition`][weightmorph.condition].
+
+    `parameters()` and `state_dict()` hold the transform alone. The base is not among `modules()`; it always runs in
+    eval mode. `memory_limit` is the number of bytes that one layer's dense per-sample weights may take.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        space: ParameterSpace,
+        recipe: WeightTransform,
+        slots: Sequence[Slot],
+        dtype: torch.dtype,
+        seen: Trace | None = None,
+        folded: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.view, self.space = view, space
+        self.recipe = recipe.config()
+        self.anchored = recipe.anchored
+        self.slots = {slot.name: slot for slot in slots}
+        self.seen, self.folded = seen, folded
+        self.memory_limit = DEFAULT_MEMORY_LIMIT
+        self.transform = Families(recipe, slots, space).to(device=view.device, dtype=dtype)
+        self._trace_clone()
+
+    # The call, in the order in which it happens.
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The base's output under W(θ): its own inputs, and one keyword per parameter.
+
+        Args:
+            args: the base's positional inputs.
+            kwargs: its keyword inputs, and θ: per parameter a number or 0-d tensor for the whole batch, or `(B,)`
+                values, one per sample.
+
+        Raises:
+            ParameterError: if θ is missing, unknown, of the wrong length, or not finite.
+        """
+        tracing = torch.compiler.is_compiling()
+        theta = self._take_theta(args, kwargs, tracing)
+        scope = self._fixed[0] if tracing else Scope()
+        self._make_weights(scope, theta, tracing)
+        root = self._fixed[1] if tracing else self._clone(scope)
+        try:
+            return _checked(root(*args, **kwargs))
+        finally:
+            if tracing:  # an eager scope must outlive the call: checkpointed blocks are recomputed from it
+                scope.made, scope.remake, scope.batch = {}, None, None
+
+    def _take_theta(self, args: tuple[Any, ...], kwargs: dict[str, Any], tracing: bool) -> Theta:
+        """Split θ off the keywords, check it, and bring it to the transform's device and dtype."""
+        values: dict[str, Value] = {name: kwargs.pop(name) for name in self.space if name in kwargs}
+        unknown = [name for name in kwargs if not self.view.accepts(name)]
+        if unknown:
+            raise UnknownParameterError(
+                f"unexpected keyword {unknown[0]!r}: the model is conditioned on {', '.join(self.space)}"
+                f"{near(unknown[0], self.space)}, and the base takes {', '.join(self.view.keywords)}"
+            )
+        theta = self._prepare(values, check=not tracing)
+        size = _size(theta)
+        inputs = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
+        if size is not None and inputs is not None and (inputs.dim() == 0 or inputs.shape[0] != size):
+            raise ParameterLengthError(
+                f"{', '.join(self.space)}: expected one value for the batch, or one for each of its "
+                f"{inputs.shape[0] if inputs.dim() else 0} samples, got {size} values"
+            )
+        return theta
+
+    def _prepare(self, values: Mapping[str, Value], check: bool = True) -> Theta:
+        return self.space.prepare(values, device=self.view.device, dtype=self.dtype, check=check)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which θ is encoded and the transform computes."""
+        return next((p.dtype for p in self.transform.parameters()), self.view.dtype)
+
+    def _make_weights(self, scope: Scope, theta: Theta, tracing: bool) -> None:
+        """Make the weights of one call, before the base runs."""
+        size = _size(theta)
+        if size is not None:
+            self._refuse_folded()
+            theta, index = (theta, None) if tracing else _buckets(theta, size)
+            plain = Batch(size, memory_limit=self.memory_limit, probed=self.folded is not None)
+            scope.batch = plain if index is None else plain.bucketed(index, cast(int, _size(theta)))
+        scope.grad = torch.is_grad_enabled()
+        scope.remake = lambda name: self._operand(name, self.space.encode(theta))
+        code = self.space.encode(theta)
+        scope.made = {name: self._operand(name, code) for name in self.slots}
+
+    def _operand(self, name: str, code: Tensor) -> Tensor | WeightExpression:
+        """W(θ) of one slot: a tensor if θ is shared, an expression if there is one per sample."""
+        slot = self.slots[name]
+        weight = self.view.tensor(slot.layer, slot.attribute)
+        expression = self.transform.expression(slot, weight, code)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self.transform.check(slot, expression)
+        if code.dim() > 1:
+            return expression
+        if any(expression.grow) and not torch.is_grad_enabled() and self._at_anchor(code):
+            return weight  # equal to W(θ) but for zeros around it, and to the base's own call bit for bit
+        return expression.dense()
+
+    def _at_anchor(self, code: Tensor) -> bool:
+        known = self.anchored and code.device.type == "cpu" and not torch.compiler.is_compiling()
+        return known and bool((code == code.new_tensor(self.space.anchor_code)).all())
+
+    def _clone(self, scope: Scope) -> nn.Module:
+        """A clone of the base with stand-ins in its weights' places, or the weights themselves where that will do."""
+        overrides: dict[int, dict[str, Any]] = {}
+        for slot in self.slots.values():
+            tensor = self.view.tensor(slot.layer, slot.attribute)
+            made = scope.made.get(slot.name)
+            direct = isinstance(made, Tensor) and not scope.grad and made.shape == tensor.shape
+            for number, attribute in self.view.places(tensor):
+                overrides.setdefault(number, {})[attribute] = made if direct else StandIn(scope, slot, tensor)
+        return self.view.clone(overrides)
+
+    def _trace_clone(self) -> None:
+        """The one clone that dynamo and export trace, for they cannot follow the making of one."""
+        scope = Scope()
+        scope.grad = True  # stand-ins throughout
+        vars(self)["_fixed"] = scope, self._clone(scope)
+        scope.grad = False
+
+    def _refuse_folded(self) -> None:
+        if self.folded:
+            raise BatchSizeError(
+                f"layer {self.folded[0]!r} reads an input whose first axis is not the batch (seen with the example at "
+                f"two batch sizes; {len(self.folded)} such tensors), so it cannot have one θ per sample. Give one θ "
+                "for the whole batch, or deselect it with select="
+            )
+
+    # One setting at a time.
+
+    def weights(self, **theta: Value) -> dict[str, Tensor]:
+        """W(θ) of every conditioned tensor by name: `(*S)`, or `(B, *S)` with one θ per sample. Gradients flow."""
+        code = self.space.encode(self._prepare(theta))
+        return {
+            name: self.transform.expression(slot, self.view.tensor(slot.layer, slot.attribute), code).dense()
+            for name, slot in self.slots.items()
+        }
+
+    def at(self, **theta: Value) -> nn.Module:
+        """The network at one setting, with its weights made once: for repeated use of one θ without gradients.
+
+        It shares the base's other tensors, and follows neither the transform's training nor the base's.
+
+        Raises:
+            ParameterLengthError: if θ is not one value per parameter.
+        """
+        root = self.view.clone()
+        self._place(root, self._one_setting("at", theta))
+        return root
+
+    def bake(self, **theta: Value) -> nn.Module:
+        """An ordinary, independent copy of the network at one setting: same class, same `state_dict` keys.
+
+        Raises:
+            ParameterLengthError: if θ is not one value per parameter.
+        """
+        values = self._one_setting("bake", theta)
+        root = self.view.plain()
+        self._place(root, values)
+        return root
+
+    def _one_setting(self, method: str, theta: Mapping[str, Value]) -> dict[str, Tensor]:
+        prepared = self._prepare(theta)
+        if _size(prepared) is not None:
+            raise ParameterLengthError(
+                f"{method}: expected one value per parameter, got {_size(prepared)}; call it once per setting"
+            )
+        with torch.no_grad():
+            code = self.space.encode(prepared)
+            made = {name: self._operand(name, code) for name in self.slots}
+        return {name: cast(Tensor, value) for name, value in made.items()}
+
+    def _place(self, root: nn.Module, values: Mapping[str, Tensor]) -> None:
+        """Put weights into a copy of the network, at every name that each tensor has."""
+        modules = dict(root.named_modules(remove_duplicate=False))
+        for name, slot in self.slots.items():
+            module = modules[slot.layer]
+            old = cast(nn.Parameter, module._parameters[slot.attribute])
+            new = nn.Parameter(values[name].detach().clone(), requires_grad=old.requires_grad)
+            grow = [(n - k) // 2 for n, k in zip(new.shape[2:], slot.kernel, strict=False)] if slot.growable else []
+            for other in modules.values():
+                for attribute, value in list(other._parameters.items()):
+                    if value is old:
+                        other._parameters[attribute] = new
+                        if any(grow):
+                            _widen(cast(nn.modules.conv._ConvNd, other), grow)
+
+    # What any module can do.
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.view.apply(fn)
+        self._trace_clone()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k != "_fixed"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._trace_clone()
+
+    def summary(self, example: Any = None) -> str:
+        """A table of the conditioned tensors: families, trainable numbers, memory per sample, and the route.
+
+        Args:
+            example: an input from which to read the layers' sizes, if `condition` was given none.
+        """
+        seen = self.seen
+        if example is not None:
+            args, kwargs = _as_call(example)
+            seen = trace(self.view.clone(), list(self.slots.values()), args, kwargs)
+        return table(self.transform, self.slots, self.space, self.view.total, seen.positions if seen else {})
+
+    def extra_repr(self) -> str:
+        return f"{self.view.classes[0].__name__} on {', '.join(self.space)}: {len(self.slots)} tensors"
+
+
+def _size(theta: Theta) -> int | None:
+    """B, or None where θ is shared."""
+    value = next(iter(theta.values()))
+    return value.shape[0] if value.dim() else None
+
+
+def _buckets(theta: Theta, size: int) -> tuple[Theta, Tensor | None]:
+    """The distinct settings and each sample's, where few are distinct and counting them costs no synchronisation."""
+    stacked = torch.stack(list(theta.values()), -1)
+    if stacked.device.type != "cpu" or stacked.requires_grad or size < MIN_PER_BUCKET:
+        return theta, None
+    settings, index = torch.unique(stacked, dim=0, return_inverse=True)
+    if len(settings) * MIN_PER_BUCKET > size:
+        return theta, None
+    return dict(zip(theta, settings.unbind(-1), strict=True)), index
+
+
+def _widen(layer: nn.modules.conv._ConvNd, grow: Sequence[int]) -> None:
+    """Tell a convolution that its kernel has grown."""
+    layer.kernel_size = tuple(k + 2 * n for k, n in zip(layer.kernel_size, grow, strict=True))
+    if layer.padding != "same":
+        own = (0,) * len(grow) if isinstance(layer.padding, str) else layer.padding
+        layer.padding = tuple(
+            cast(int, p) + n * d for p, n, d in zip(own, grow, layer.dilation, strict=True)
+        )
+        layer._reversed_padding_repeated_twice = [p for p in reversed(layer.padding) for _ in (0, 1)]
+
+
+def _checked(output: Any) -> Any:
+    """An output must not hold a weight: it would carry a hidden batch axis."""
+    if isinstance(output, StandIn):
+        raise ExecutionError(
+            f"the base returns {output!r}, a function of its weights alone; read it with model.weights(…)"
+        )
+    return output

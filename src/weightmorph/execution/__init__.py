@@ -1,0 +1,13 @@
+"""y = op(x; weight expression): the routes, and the rule that picks one.
+
+Whatever functional call consumes a conditioned weight arrives in [`call`][weightmorph.execution.dispatch.call], with
+the input, the weight expression and the batch at hand. Under a shared θ the weight is a tensor and the function runs as
+it is. Under per-sample θ the function's handler computes what calling it sample by sample, each with its own weight,
+would give.
+"""
+
+from .batch import DEFAULT_MEMORY_LIMIT, Batch
+from .dispatch import Scope, StandIn, call
+from .rule import Plan, plan
+
+__all__ = ["DEFAULT_MEMORY_LIMIT", "Batch", "Plan", "Scope", "StandIn", "call", "plan"]

@@ -1,0 +1,67 @@
+"""What a route needs to know about a batch with one θ per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import BatchSizeError, MemoryLimitError
+
+__all__ = ["DEFAULT_MEMORY_LIMIT", "Batch", "per_channel"]
+
+DEFAULT_MEMORY_LIMIT = 4 * 2**30
+"""Bytes that the dense per-sample weights of one layer may take, unless a model says otherwise."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of `size` samples, each with its own θ.
+
+    `rows`, where few settings are distinct, holds one index tensor per setting: the samples that have it. The
+    expressions then have one row per *setting*; `index` leads from samples to settings, and `inverse` puts outputs that
+    were computed setting by setting back in order.
+    """
+
+    size: int
+    index: Tensor | None = None
+    rows: tuple[Tensor, ...] = ()
+    inverse: Tensor | None = None
+    memory_limit: int = DEFAULT_MEMORY_LIMIT
+    probed: bool = False
+
+    def bucketed(self, index: Tensor, settings: int) -> Batch:
+        """From `index (B,)`, the setting of each sample, to the samples of each setting."""
+        order = torch.argsort(index, stable=True)
+        rows = torch.split(order, torch.bincount(index, minlength=settings).tolist())
+        return replace(self, index=index, rows=tuple(rows), inverse=torch.argsort(order))
+
+    def restore(self, parts: Sequence[Tensor]) -> Tensor:
+        """Outputs setting by setting, back in the order of the samples."""
+        assert self.inverse is not None
+        return torch.cat(list(parts)).index_select(0, self.inverse)
+
+    def check(self, x: Tensor, where: str, dims: int | None = None) -> None:
+        """Refuse an input whose first axis is not the batch."""
+        if not isinstance(x, Tensor) or x.dim() == 0 or x.shape[0] != self.size or (dims is not None and x.dim() != dims):
+            raise BatchSizeError(
+                f"{where}: under one θ per sample expected a batch of {self.size} first, got an input of shape "
+                f"{tuple(getattr(x, 'shape', ()))}; a layer before it has folded or moved the batch dimension. Give one θ for the "
+                "whole batch, or deselect this layer with select="
+            )
+
+    def check_memory(self, numbers: int, itemsize: int, where: str, advice: str) -> None:
+        """Refuse dense per-sample weights that would take more than the limit."""
+        need = self.size * numbers * itemsize
+        if need > self.memory_limit:
+            raise MemoryLimitError(
+                f"{where}: one dense weight per sample needs {need / 2**30:.2f} GiB ({self.size} samples x {numbers:,} "
+                f"numbers), the limit is {self.memory_limit / 2**30:.2f} GiB; {advice}"
+            )
+
+
+def per_channel(value: Tensor, like: Tensor) -> Tensor:
+    """`(B, C)` shaped and typed to multiply or be added to `like (B, C, …)`."""
+    return value.to(like.dtype).reshape(*value.shape, *(1,) * (like.dim() - 2))

@@ -1,0 +1,311 @@
+"""Convolutions, plain and transposed, in one to three dimensions, with one weight per sample."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..weights import BasisMix, LowRankUpdate, RowScale, TapMix, WeightExpression, Whole, widen
+from .batch import Batch, per_channel
+from .norm import Operand, channels
+from .rule import Layer, Plan, expand, on_activations, plan
+
+__all__ = ["HANDLERS", "widen_padding"]
+
+Size = int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One call's geometry: everything but the input and the weight."""
+
+    function: Callable[..., Tensor]
+    dims: int
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    groups: int
+    output_padding: tuple[int, ...] = ()
+
+    @property
+    def transposed(self) -> bool:
+        """Is it a transposed convolution?"""
+        return bool(self.output_padding)
+
+    def __call__(self, x: Tensor, weight: Tensor, *, groups: int | None = None, grow: Sequence[int] = ()) -> Tensor:
+        """The convolution itself, its padding widened by `grow` taps."""
+        padding = self.padding
+        if any(grow) and not isinstance(padding, str):
+            padding = tuple(p + n * d for p, n, d in zip(padding, grow, self.dilation, strict=True))
+        elif any(grow) and padding == "valid":
+            padding = tuple(n * d for n, d in zip(grow, self.dilation, strict=True))
+        weight = weight.to(x.dtype) if not torch.is_autocast_enabled(x.device.type) else weight
+        groups = self.groups if groups is None else groups
+        if self.transposed:
+            # Positional order differs: output_padding comes before groups, dilation last.
+            return self.function(x, weight, None, self.stride, padding, self.output_padding, groups, self.dilation)
+        return self.function(x, weight, None, self.stride, padding, self.dilation, groups)
+
+    def pointwise(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+        """A 1x1 convolution in as many dimensions: weight `(O, I)`."""
+        kernel = weight.reshape(*weight.shape, *(1,) * self.dims)
+        kernel = kernel.to(x.dtype) if not torch.is_autocast_enabled(x.device.type) else kernel
+        return PLAIN[self.dims](x, kernel, groups=groups)
+
+
+def _tuple(value: Size, n: int) -> tuple[int, ...]:
+    return (value,) * n if isinstance(value, int) else tuple(value) * (n if len(value) == 1 else 1)
+
+
+def convolution(
+    dims: int,
+    batch: Batch,
+    where: str,
+    input: Tensor,
+    weight: Tensor | WeightExpression,
+    bias: Operand = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`F.conv{1,2,3}d` with one weight per sample: x `(B, C, …)` -> `(B, O, …)`."""
+    pads = padding if isinstance(padding, str) else _tuple(padding, dims)
+    call = Convolution(PLAIN[dims], dims, _tuple(stride, dims), pads, _tuple(dilation, dims), groups)
+    return _run(call, batch, where, input, weight, bias)
+
+
+def transposed(
+    dims: int,
+    batch: Batch,
+    where: str,
+    input: Tensor,
+    weight: Tensor | WeightExpression,
+    bias: Operand = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
+    """`F.conv_transpose{1,2,3}d` with one weight per sample: x `(B, C, …)` -> `(B, O, …)`."""
+    call = Convolution(
+        TRANSPOSED[dims], dims, _tuple(stride, dims), _tuple(padding, dims), _tuple(dilation, dims), groups,
+        _tuple(output_padding, dims),
+    )  # fmt: skip
+    return _run(call, batch, where, input, weight, bias)
+
+
+def _run(
+    call: Convolution, batch: Batch, where: str, x: Tensor, weight: Tensor | WeightExpression, bias: Operand
+) -> Tensor:
+    batch.check(x, where, call.dims + 2)
+    if not isinstance(weight, WeightExpression):
+        y = call(x, weight)
+    elif not weight.batch:
+        y = call(x, weight.dense(), grow=weight.grow)
+    elif batch.rows:
+        dense = weight.dense()
+        parts = [
+            call(x.index_select(0, rows), w, grow=weight.grow) for rows, w in zip(batch.rows, dense, strict=True)
+        ]
+        y = batch.restore(parts)
+    else:
+        y = _routed(call, batch, where, x, weight)
+    return channels(batch, y, None, bias)
+
+
+def _positions(call: Convolution, x: Tensor, weight: WeightExpression) -> int:
+    """Output positions of one sample (of a transposed convolution, input positions: its work is there)."""
+    kernel = weight.base.shape[2:]
+    if call.transposed:
+        return math.prod(x.shape[2:])
+    return math.prod(_extents(call, x, kernel))
+
+
+def _extents(call: Convolution, x: Tensor, kernel: Sequence[int]) -> list[int]:
+    out = []
+    for a, (n, k, s, d) in enumerate(zip(x.shape[2:], kernel, call.stride, call.dilation, strict=True)):
+        span = d * (k - 1)
+        pad = {"same": span, "valid": 0}[call.padding] if isinstance(call.padding, str) else 2 * call.padding[a]
+        out.append((n + pad - span - 1) // s + 1)
+    return out
+
+
+def choose(call: Convolution, x: Tensor, weight: WeightExpression) -> Plan:
+    """The rule's word on this layer."""
+    first, second = weight.base.shape[:2]
+    g = call.groups
+    outputs, inputs = (second, first // g) if call.transposed else (first // g, second)
+    taps = math.prod(weight.base.shape[2:])
+    grown = math.prod(k + 2 * n for k, n in zip(weight.base.shape[2:], weight.grow, strict=False)) or taps
+    tracing = torch.compiler.is_exporting()
+    return plan(
+        weight, Layer(_positions(call, x, weight), g, outputs, inputs, taps, grown, call.transposed, tracing)
+    )
+
+
+def _routed(call: Convolution, batch: Batch, where: str, x: Tensor, weight: WeightExpression) -> Tensor:
+    moved = [t for t in weight.terms if _moves(t, call)]
+    route = choose(call, x, weight).route
+    numbers, itemsize = weight.base.numel(), weight.base.element_size()
+    too_large = batch.size * numbers * itemsize > batch.memory_limit
+    whole = any(isinstance(t, Whole) for t in weight.terms)
+    if whole or not moved or (route != "factored" and not too_large):
+        batch.check_memory(
+            numbers, itemsize, where, "use LowRank, Warp or Scale here, which need no dense weight, or one θ for all"
+        )
+        return _dense(call, x, weight.dense(), weight.grow)
+    y = _factored(call, x, weight, moved)
+    left = [t for t in weight.terms if t not in moved]
+    if left:
+        batch.check_memory(numbers, itemsize, where, "deselect the layer, or give one θ for the whole batch")
+        y = y + _dense(call, x, weight.total(None, left), weight.grow)
+    return y
+
+
+def _moves(term: Any, call: Convolution) -> bool:
+    """Can this call do the term's work on the activations?"""
+    layer = Layer(1, 1, 1, 1, 1, 1, call.transposed)
+    return on_activations(term, layer)
+
+
+def _dense(call: Convolution, x: Tensor, dense: Tensor, grow: Sequence[int]) -> Tensor:
+    """One dense weight per sample `(B, *S)`: a product over patches, or a grouped convolution."""
+    out, size = math.prod(dense.shape[3:]), x.shape[0]
+    inputs = x.shape[1] // call.groups
+    if not call.transposed:
+        extents = _extents(call, x, [k - 2 * n for k, n in zip(dense.shape[3:], grow or (0,) * call.dims, strict=True)])
+        positions = math.prod(extents)
+        small = out == 1 or x.shape[1] <= 3 or positions < dense.shape[1] // call.groups
+        if (small and inputs > 1) or torch.compiler.is_exporting():
+            return _product(call, x, dense, grow)
+    # The samples become groups: (B·C) input channels, each sample's weight on its own.
+    merged = x.reshape(1, size * x.shape[1], *x.shape[2:])
+    y = call(merged, dense.reshape(-1, *dense.shape[2:]), groups=size * call.groups, grow=grow)
+    return y.reshape(size, -1, *y.shape[2:])
+
+
+def _product(call: Convolution, x: Tensor, dense: Tensor, grow: Sequence[int]) -> Tensor:
+    """Patches `(B, G, I·T, P)` times weights `(B, G, O, I·T)`."""
+    size, g = x.shape[0], call.groups
+    patches = _patches(call, x, dense.shape[3:], grow)
+    where = patches.shape[3:]
+    columns = patches.reshape(size, g, -1, math.prod(where))
+    rows = dense.to(x.dtype).reshape(size, g, dense.shape[1] // g, -1)
+    return (rows @ columns).reshape(size, dense.shape[1], *where)
+
+
+def _patches(call: Convolution, x: Tensor, kernel: Sequence[int], grow: Sequence[int]) -> Tensor:
+    """What each tap sees: x `(B, C, …)` -> `(B, C, T, …)`, by slicing, in any dimension."""
+    grow = grow or (0,) * call.dims
+    before, after = [], []
+    for a, (k, d, n) in enumerate(zip(kernel, call.dilation, grow, strict=True)):
+        if isinstance(call.padding, str):
+            total = d * (k - 1) if call.padding == "same" else 2 * n * d
+            before.append(total // 2)
+            after.append(total - total // 2)
+        else:
+            before.append(call.padding[a] + n * d)
+            after.append(call.padding[a] + n * d)
+    x = F.pad(x, [p for a in reversed(range(call.dims)) for p in (before[a], after[a])])
+    extents = [
+        (n - d * (k - 1) - 1) // s + 1
+        for n, k, s, d in zip(x.shape[2:], kernel, call.stride, call.dilation, strict=True)
+    ]
+    pieces = []
+    for tap in itertools.product(*[range(k) for k in kernel]):
+        piece = x
+        for a, (j, s, d, m) in enumerate(zip(tap, call.stride, call.dilation, extents, strict=True)):
+            piece = piece[(slice(None),) * (a + 2) + (slice(j * d, j * d + (m - 1) * s + 1, s),)]
+        pieces.append(piece)
+    return torch.stack(pieces, 2)
+
+
+def _factored(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequence[Any]) -> Tensor:
+    """The frozen convolution, and each term's work on the activations.
+
+    conv(x, W + s⊙W + U g V + W D) = (1 + s) ⊙ conv(x, W) + U (g ⊙ conv(x, V)) + W (D conv x)
+    """
+    y = call(x, widen(weight.base, weight.grow) if any(weight.grow) else weight.base, grow=weight.grow)
+    total = y
+    for term in terms:
+        if isinstance(term, RowScale):
+            total = total + y * per_channel(term.gain, y)
+        elif isinstance(term, LowRankUpdate):
+            total = total + _low_rank(call, x, term)
+        elif isinstance(term, TapMix):
+            total = total + _tap_mix(call, x, term)
+        elif isinstance(term, BasisMix):
+            total = total + _basis(call, x, term)
+    return total
+
+
+def _low_rank(call: Convolution, x: Tensor, term: LowRankUpdate) -> Tensor:
+    """A narrow convolution to r channels per group, the gains, and a 1x1 convolution back."""
+    slot, (g, o, r) = term.slot, term.left.shape
+    right = slot.restore(term.right.reshape(g, r, *slot.canonical_shape[2:]))
+    narrow = call(x, right)
+    gained = narrow * per_channel(term.gain.repeat(1, g), narrow)
+    return call.pointwise(gained, term.left.reshape(g * o, r), g)
+
+
+def _tap_mix(call: Convolution, x: Tensor, term: TapMix) -> Tensor:
+    """Each sample's mixing as a depthwise convolution to T maps per channel, then the frozen weight as a 1x1."""
+    slot, size = term.slot, x.shape[0]
+    g, o, i, t = slot.canonical_shape
+    kernel = slot.grown(term.grow)
+    if torch.compiler.is_exporting():
+        patches = _patches(call, x, kernel, term.grow)
+        mixed = term.mix.to(x.dtype).unsqueeze(1) @ patches.flatten(3)
+        mixed = mixed.reshape(size, -1, *patches.shape[3:])
+    else:
+        # Channels become the batch and samples the groups: the kernel depends on the sample and not on the channel.
+        maps = call(x.transpose(0, 1), term.mix.reshape(size * t, 1, *kernel), groups=size, grow=term.grow)
+        mixed = maps.reshape(x.shape[1], size, t, *maps.shape[2:]).transpose(0, 1)
+        mixed = mixed.reshape(size, -1, *maps.shape[2:])
+    return call.pointwise(mixed, slot.canonical(term.weight).reshape(g * o, i * t), g)
+
+
+def _basis(call: Convolution, x: Tensor, term: BasisMix) -> Tensor:
+    """Each weight set's output, mixed."""
+    mix = term.mix.to(x.dtype)
+    total = None
+    for d, weight in enumerate(term.bank):
+        y = call(x, weight)
+        y = y * mix[:, d].reshape(-1, *(1,) * (y.dim() - 1))
+        total = y if total is None else total + y
+    assert total is not None
+    return total
+
+
+PLAIN: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+TRANSPOSED: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+HANDLERS: dict[Any, Callable[..., Tensor]] = {
+    **{function: partial(convolution, n) for n, function in PLAIN.items()},
+    **{function: partial(transposed, n) for n, function in TRANSPOSED.items()},
+}
+
+
+def widen_padding(
+    args: tuple[Any, ...], kwargs: dict[str, Any], kernel: Sequence[int]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a plain convolution whose weight is wider than `kernel`, with the padding that keeps its place."""
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    given = dict(zip(names, args, strict=False)) | kwargs
+    n = len(kernel)
+    grow = [(wide - k) // 2 for wide, k in zip(given["weight"].shape[2:], kernel, strict=True)]
+    padding, dilation = given.get("padding", 0), _tuple(given.get("dilation", 1), n)
+    if any(grow) and padding != "same":
+        own = (0,) * n if padding == "valid" else _tuple(padding, n)
+        given["padding"] = tuple(p + m * d for p, m, d in zip(own, grow, dilation, strict=True))
+    return (), given

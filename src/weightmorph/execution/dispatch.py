@@ -1,0 +1,168 @@
+"""What stands at `layer.weight` while a conditioned model runs, and the one place where a function meets it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ExecutionError
+from ..slots import Slot
+from ..weights import WeightExpression, Whole
+from . import convolution, fallback, linear, norm
+from .batch import Batch
+
+__all__ = ["Scope", "StandIn", "call"]
+
+HANDLERS: dict[Any, Callable[..., Tensor]] = {**convolution.HANDLERS, **linear.HANDLERS, **norm.HANDLERS}
+"""Functions whose per-sample form is known: `(batch, where, …the function's own arguments…) -> Tensor`."""
+
+METADATA = frozenset(
+    "shape dtype device ndim size dim numel nelement is_floating_point is_complex stride layout is_cuda is_contiguous "
+    "element_size itemsize is_sparse is_quantized is_meta requires_grad".split()
+)
+"""What a stand-in answers from the frozen tensor."""
+
+
+class Scope:
+    """One call of a conditioned model: the weights that were made for it, and how to make them again.
+
+    It outlives the call, for a checkpointed block is recomputed during backward, perhaps on another thread.
+    """
+
+    def __init__(self) -> None:
+        self.batch: Batch | None = None
+        self.made: Mapping[str, Tensor | WeightExpression] = {}
+        self.remake: Callable[[str], Tensor | WeightExpression] | None = None
+        self.grad = False
+
+
+class StandIn:
+    """Answers for a tensor of the base. A plain object on purpose: a Tensor subclass would silently fall back to the
+    frozen weight in any function it does not handle.
+    """
+
+    def __init__(self, scope: Scope, slot: Slot, base: Tensor) -> None:
+        self.scope, self.slot, self.base = scope, slot, base
+        self.local = False
+
+    def operand(self) -> Tensor | WeightExpression:
+        """W(θ): a tensor if θ is shared, an expression if there is one per sample."""
+        scope = self.scope
+        if self.local or (scope.grad and not torch.is_grad_enabled()):
+            # Reentrant checkpointing: the block runs first without gradients and is recomputed with them. Weights
+            # made outside it would belong to a graph that the first segment's backward frees, so both runs make
+            # their own, from leaves.
+            self.local = True
+            assert scope.remake is not None
+            return scope.remake(self.slot.name)
+        return scope.made[self.slot.name]
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return call(func, args, kwargs or {})
+
+    def __getattr__(self, name: str) -> Any:
+        if name in METADATA:
+            return getattr(self.base, name)
+        if name == "data":
+            raise ExecutionError(
+                f"layer {self.slot.layer!r}: the base reads .data of a conditioned weight, which would cut its "
+                "gradient; read the weight itself, or deselect this layer with select="
+            )
+        if name.startswith("__"):
+            raise AttributeError(name)
+        member = getattr(torch.Tensor, name)
+        if not callable(member):  # a property such as .T is a function of the weight like any other
+            return call(getattr, (self, name), {})
+        return lambda *args, **kwargs: call(member, (self, *args), kwargs)
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def __repr__(self) -> str:
+        return f"<conditioned {self.slot.name} {tuple(self.base.shape)}>"
+
+
+class Derived(StandIn):
+    """The result of a function of weights alone, one value per sample: a standardised weight, say."""
+
+    def __init__(self, source: StandIn, value: Tensor) -> None:
+        slot = Slot.of(value.shape[1:], source.slot.name)
+        super().__init__(source.scope, slot, value[0])
+        # It may be consumed by any function, so no layout is claimed beyond the shape.
+        self.expression = WeightExpression(slot, self.base, (Whole(slot, self.base, value),))
+
+    def operand(self) -> WeightExpression:
+        return self.expression
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    method = getattr(torch.Tensor, name)
+
+    def apply(self: StandIn, *args: Any) -> Any:
+        return call(method, (self, *args), {})
+
+    return apply
+
+
+# Python looks operators up on the class, past __getattr__.
+for _name in (
+    "__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __pow__ __rpow__ __matmul__ "
+    "__rmatmul__ __neg__ __abs__ __getitem__"
+).split():
+    setattr(StandIn, _name, _operator(_name))
+
+
+def call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run `func`, some of whose arguments are stand-ins, with the weights they stand for.
+
+    Args:
+        func: a torch function or tensor method.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+
+    Raises:
+        ExecutionError: if `func` cannot take one weight per sample (names layer and function).
+    """
+    found = list(stand_ins((args, tuple(kwargs.values()))))
+    first = found[0]
+    batch = first.scope.batch
+    args, kwargs = resolve(args), {name: resolve(value) for name, value in kwargs.items()}
+    if batch is None:
+        return shared(func, args, kwargs, found)
+    where = f"layer {first.slot.layer or first.slot.name!r}, function {getattr(func, '__name__', str(func))!r}"
+    handler = HANDLERS.get(func)
+    if handler is not None:
+        return handler(batch, where, *args, **kwargs)
+    return fallback.call(batch, where, func, args, kwargs, lambda value: Derived(first, value))
+
+
+def shared(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], found: list[StandIn]) -> Any:
+    """One weight for the batch: the function itself, its padding widened where the kernel is."""
+    grown = next((s for s in found if s.slot.growable), None)
+    if grown is not None and func in convolution.HANDLERS:
+        args, kwargs = convolution.widen_padding(args, kwargs, grown.slot.kernel)
+    return func(*args, **kwargs)
+
+
+def stand_ins(value: Any) -> Iterator[StandIn]:
+    """Every stand-in in arguments, in order, also inside lists and tuples."""
+    if isinstance(value, StandIn):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from stand_ins(item)
+
+
+def resolve(value: Any) -> Any:
+    """Arguments with each stand-in replaced by what it stands for."""
+    if isinstance(value, StandIn):
+        return value.operand()
+    if type(value) in (list, tuple):
+        return type(value)([resolve(item) for item in value])
+    return value

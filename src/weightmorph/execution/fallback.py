@@ -1,0 +1,112 @@
+"""Functions that nobody knows: `vmap` over samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ExecutionError
+from ..weights import WeightExpression
+from .batch import Batch
+from .rule import expand
+
+__all__ = ["call"]
+
+
+def call(
+    batch: Batch,
+    where: str,
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    derive: Callable[[Tensor], Any],
+) -> Any:
+    """Map `func` over the samples.
+
+    A function of weights alone gives one value per sample, which is a weight again (`derive` makes its stand-in). With
+    an input whose first axis is the batch, it gives an output whose first axis is the batch.
+
+    Raises:
+        ExecutionError: if the function cannot be mapped.
+    """
+    leaves: list[Any] = []
+    axes: list[int | None] = []
+    inputs = False
+
+    def collect(value: Any) -> Any:
+        """Flatten; leave behind the number of the leaf."""
+        nonlocal inputs
+        if type(value) in (list, tuple):
+            return type(value)([collect(item) for item in value])
+        if isinstance(value, WeightExpression):
+            expression = expand(batch, value)
+            batch.check_memory(
+                expression.base.numel(), expression.base.element_size(), where, "give one θ for the whole batch"
+            )
+            leaf, axis = (expression.dense(), 0) if expression.batch else (expression.dense(), None)
+        elif isinstance(value, Tensor):
+            # A parameter or buffer of the base belongs to no sample, even where its first axis happens to fit.
+            constant = isinstance(value, nn.Parameter | nn.Buffer)
+            mapped = not constant and value.dim() > 0 and value.shape[0] == batch.size
+            inputs = inputs or mapped
+            leaf, axis = (value.unsqueeze(1), 0) if mapped else (value, None)
+        else:
+            return value
+        leaves.append(leaf)
+        axes.append(axis)
+        return _Leaf(len(leaves) - 1)
+
+    plan_args = collect(args)
+    plan_kwargs = {name: collect(value) for name, value in kwargs.items()}
+
+    def one(*values: Tensor) -> Any:
+        """The function for one sample."""
+
+        def fill(value: Any) -> Any:
+            if type(value) in (list, tuple):
+                return type(value)([fill(item) for item in value])
+            return values[value.number] if isinstance(value, _Leaf) else value
+
+        return func(*fill(plan_args), **{name: fill(value) for name, value in plan_kwargs.items()})
+
+    try:
+        if all(axis is None for axis in axes):
+            return one(*leaves)  # weights that do not depend on θ after all
+        result = torch.vmap(one, tuple(axes), randomness="error")(*leaves)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        raise ExecutionError(
+            f"{where}: this function cannot be given one weight per sample ({error}). Give one θ for the whole batch, "
+            "or deselect this layer with select="
+        ) from error
+    if not inputs:
+        return _each(result, derive)
+
+    def joined(value: Tensor) -> Tensor:
+        if value.dim() < 2 or value.shape[1] != 1:
+            raise ExecutionError(
+                f"{where}: this function does not keep the batch as its first axis (one sample gives shape "
+                f"{tuple(value.shape[1:])}). Give one θ for the whole batch, or deselect this layer with select="
+            )
+        return value.squeeze(1)
+
+    return _each(result, joined)
+
+
+class _Leaf:
+    """Stands for the leaf of that number."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def _each(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*[_each(item, function) for item in value])
+    if isinstance(value, list | tuple):
+        return type(value)([_each(item, function) for item in value])
+    return value

@@ -1,0 +1,137 @@
+"""Norm layers: the statistics are shared work, the scale and shift are per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import ExecutionError
+from ..weights import WeightExpression
+from .batch import Batch, per_channel
+from .rule import expand
+
+__all__ = ["HANDLERS"]
+
+Operand = Tensor | WeightExpression | None
+
+
+def values(batch: Batch, operand: Tensor | WeightExpression) -> Tensor:
+    """A vector-like weight as `(B, *S)`, or `(*S)` where it does not depend on θ."""
+    return expand(batch, operand).dense() if isinstance(operand, WeightExpression) else operand
+
+
+def channels(batch: Batch, y: Tensor, weight: Operand, bias: Operand) -> Tensor:
+    """`y * weight + bias`, the channels being axis 1."""
+
+    def laid(operand: Tensor | WeightExpression) -> Tensor:
+        value = values(batch, operand)
+        return per_channel(value if value.dim() == 2 else value.unsqueeze(0), y)
+
+    y = y if weight is None else y * laid(weight)
+    return y if bias is None else y + laid(bias)
+
+
+def batch_norm(
+    batch: Batch,
+    where: str,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Operand = None,
+    bias: Operand = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`F.batch_norm` with running statistics; without them the samples would see each other."""
+    batch.check(input, where)
+    if training or running_mean is None:
+        raise ExecutionError(
+            f"{where}: BatchNorm without running statistics mixes the samples of a batch, so one θ per sample has no "
+            "meaning for it. Give one θ for the whole batch, or use track_running_stats=True"
+        )
+    y = F.batch_norm(input, running_mean, running_var, None, None, False, momentum, eps)
+    return channels(batch, y, weight, bias)
+
+
+def instance_norm(
+    batch: Batch,
+    where: str,
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Operand = None,
+    bias: Operand = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`F.instance_norm`."""
+    batch.check(input, where)
+    y = F.instance_norm(input, running_mean, running_var, None, None, use_input_stats, momentum, eps)
+    return channels(batch, y, weight, bias)
+
+
+def group_norm(
+    batch: Batch,
+    where: str,
+    input: Tensor,
+    num_groups: int,
+    weight: Operand = None,
+    bias: Operand = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`F.group_norm`."""
+    batch.check(input, where)
+    return channels(batch, F.group_norm(input, num_groups, None, None, eps), weight, bias)
+
+
+def _trailing(batch: Batch, y: Tensor, weight: Operand, bias: Operand) -> Tensor:
+    def laid(operand: Tensor | WeightExpression) -> Tensor:
+        value = values(batch, operand)
+        dims = operand.base.dim() if isinstance(operand, WeightExpression) else operand.dim()
+        if value.dim() == dims:
+            return value.to(y.dtype)
+        return value.to(y.dtype).reshape(batch.size, *(1,) * (y.dim() - 1 - dims), *value.shape[1:])
+
+    y = y if weight is None else y * laid(weight)
+    return y if bias is None else y + laid(bias)
+
+
+def layer_norm(
+    batch: Batch,
+    where: str,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Operand = None,
+    bias: Operand = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`F.layer_norm`."""
+    batch.check(input, where)
+    return _trailing(batch, F.layer_norm(input, list(normalized_shape), None, None, eps), weight, bias)
+
+
+def rms_norm(
+    batch: Batch,
+    where: str,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Operand = None,
+    eps: float | None = None,
+) -> Tensor:
+    """`F.rms_norm`."""
+    batch.check(input, where)
+    return _trailing(batch, F.rms_norm(input, list(normalized_shape), None, eps), weight, None)
+
+
+HANDLERS: dict[Any, Callable[..., Tensor]] = {
+    F.batch_norm: batch_norm,
+    F.instance_norm: instance_norm,
+    F.group_norm: group_norm,
+    F.layer_norm: layer_norm,
+    F.rms_norm: rms_norm,
+}

@@ -1,0 +1,68 @@
+"""Tap mixing by a one-parameter group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import TransformError
+from ..parameters import ParameterSpace
+from ..slots import Slot
+from ..weights import TapMix
+from .base import WeightTransform, anchored
+
+__all__ = ["Lie"]
+
+
+class Lie(WeightTransform):
+    r"""Mix each filter's taps by the exponential of a learned generator, so that settings compose.
+
+    $$W(\theta) = W \exp\Big(\sum_p u_p(\theta) A_p\Big)$$
+
+    $u_p$ is the coordinate in which parameter $p$ adds, zero at the anchor: radians for an angle (its principal
+    value, from $-\pi$ to $\pi$), the difference to the anchor for an interval, the logarithm of the ratio for a
+    LogInterval. With one parameter $W(a + b)$ is $W(a)$ transformed by $b$, as far as $a + b$ stays within the
+    principal range. $A$ starts at zero.
+
+    Shapes:
+        weight `(*S)` with $T$ taps, code `(*B, K)` -> `(*B, *S)`; $A$ is `(P, T, T)`.
+
+    Args:
+        max_taps: slots with more taps than this are left alone (a `Linear` over a 16×16 map has 256).
+
+    Example:
+        >>> from weightmorph import Angle, ParameterSpace
+        >>> t = Lie().build((6, 3, 3, 3), space=ParameterSpace({"angle": Angle("deg", harmonics=2)}))
+        >>> t(torch.zeros(6, 3, 3, 3), torch.ones(5, 4)).dense().shape
+        torch.Size([5, 6, 3, 3, 3])
+    """
+
+    family = "lie"
+
+    def __init__(self, max_taps: int = 64) -> None:
+        super().__init__()
+        self.max_taps = max_taps
+
+    def wants(self, slot: Slot, space: ParameterSpace) -> bool:
+        return 1 < slot.n_taps <= self.max_taps
+
+    def setup(self, slot: Slot, code_dim: int) -> None:
+        if slot.n_taps < 2:
+            raise TransformError(
+                f"layer {slot.layer or slot.name!r}: Lie mixes a kernel's taps and weight {slot.shape} has one; "
+                "give it a convolution, or a Linear that reads a flattened map"
+            )
+        coordinates = len(self.space) if self.space is not None else code_dim
+        self.generator = nn.Parameter(torch.zeros(coordinates, slot.n_taps, slot.n_taps))
+
+    def delta(self, weight: Tensor, code: Tensor) -> TapMix:
+        home = self.home(code)
+        u = self.space.coordinates(code) if self.space is not None else code - home
+        exponent = torch.tensordot(u, self.generator, 1)
+        one = torch.eye(self.slot.n_taps, dtype=code.dtype, device=code.device)
+        return TapMix(self.slot, weight, anchored(torch.linalg.matrix_exp(exponent) - one, code, home))
+
+    def config(self) -> dict[str, Any]:
+        return {"type": "Lie", "max_taps": self.max_taps}

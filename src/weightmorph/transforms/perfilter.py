@@ -1,0 +1,151 @@
+"""A module that maps each filter's taps and θ to new taps."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import TransformError
+from ..parameters import ParameterSpace
+from ..slots import Slot
+from ..weights import Dense, Term, Whole
+from .base import WeightTransform, anchored
+
+__all__ = ["PerFilter"]
+
+
+class PerFilter(WeightTransform):
+    r"""Each filter's taps and θ in, new taps out.
+
+    $$W_{o,i}(\theta) = m(W_{o,i},\ c(\theta)) \qquad\text{or, anchored,}\qquad
+      W_{o,i}(\theta) = W_{o,i} + m(W_{o,i}, c) - m(W_{o,i}, c_0)$$
+
+    A user's module is taken as it is and shared by all slots: its gradient is in the very object that was passed. It
+    decides what it is at the start and at the anchor, unless `anchored=True` turns it into a difference. The built-in
+    ones are anchored and start at the identity; every slot has its own.
+
+    A linear map of the concatenation `[taps, θ]` adds the same kernel to every filter whatever the filter holds, since
+    $A w + B c$ is a part that sees $w$ and a part that sees θ but no product of the two. It cannot turn a filter. The
+    built-in `"linear"` multiplies instead: $m(w, c) = \sum_k c_k L_k w$.
+
+    Shapes:
+        module: taps `(N, T)`, code `(N, K)` -> `(N, T)`, with N = filters (times samples under per-sample θ).
+        weight `(*S)`, code `(*B, K)` -> `(*B, *S)`.
+
+    Args:
+        module: the user's, or `"linear"` or `"mlp"` for a built-in one.
+        anchored: subtract the module's value at the anchor; None means no for a user's module, yes for the built-in.
+        hidden: units in the built-in MLP.
+        max_taps: built-in only: slots with more taps are left alone.
+
+    Raises:
+        TransformError: if the module's output has another shape than its taps, or is not finite.
+
+    Example:
+        >>> t = PerFilter("linear").build((6, 3, 3, 3), code_dim=4)
+        >>> t(torch.zeros(6, 3, 3, 3), torch.ones(5, 4)).dense().shape
+        torch.Size([5, 6, 3, 3, 3])
+    """
+
+    family = "perfilter"
+
+    def __init__(
+        self,
+        module: nn.Module | Literal["linear", "mlp"] = "mlp",
+        anchored: bool | None = None,
+        hidden: int = 32,
+        max_taps: int = 64,
+    ) -> None:
+        super().__init__()
+        if not isinstance(module, nn.Module) and module not in ("linear", "mlp"):
+            raise TransformError(f"PerFilter: expected a module, 'linear' or 'mlp', got {module!r}")
+        self.recipe = module if isinstance(module, str) else None
+        self.module = None if isinstance(module, str) else module
+        self.anchored = self.recipe is not None if anchored is None else anchored
+        self.hidden, self.max_taps = hidden, max_taps
+
+    def wants(self, slot: Slot, space: ParameterSpace) -> bool:
+        # A user's module was written for kernels: a Linear over a flattened map is one only for our own.
+        kinds = ("conv", "conv_transpose") if self.recipe is None else ("conv", "conv_transpose", "linear")
+        return slot.kind in kinds and slot.n_taps > 1 and (self.recipe is None or slot.n_taps <= self.max_taps)
+
+    def _fresh(self) -> PerFilter:
+        return PerFilter(self.recipe or self.module, self.anchored, self.hidden, self.max_taps)  # type: ignore[arg-type]
+
+    def setup(self, slot: Slot, code_dim: int) -> None:
+        if self.recipe == "linear":
+            self.module = _Bilinear(slot.n_taps, code_dim)
+        elif self.recipe == "mlp":
+            self.module = _Mlp(slot.n_taps, code_dim, self.hidden)
+
+    def _map(self, taps: Tensor, code: Tensor) -> Tensor:
+        """The module on every filter: taps `(F, T)`, code `(*B, K)` -> `(*B, F, T)`."""
+        assert self.module is not None
+        f, t = taps.shape
+        batch, k = code.shape[:-1], code.shape[-1]
+        rows = taps.expand(*batch, f, t).reshape(-1, t)
+        codes = code.unsqueeze(-2).expand(*batch, f, k).reshape(-1, k)
+        try:
+            out = self.module(rows, codes)
+        except (RuntimeError, TypeError) as error:
+            raise TransformError(
+                f"layer {self.slot.layer or self.slot.name!r}: {type(self.module).__name__} failed on taps "
+                f"{tuple(rows.shape)} and code {tuple(codes.shape)}: {error}. PerFilter calls it with (filters, taps) "
+                "and (filters, code); select the layers whose kernels it was written for with select="
+            ) from error
+        if not isinstance(out, Tensor) or out.shape != rows.shape:
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise TransformError(
+                f"layer {self.slot.layer or self.slot.name!r}: {type(self.module).__name__} must give new taps of shape "
+                f"{tuple(rows.shape)}, got {got}"
+            )
+        return out.reshape(*batch, f, t)
+
+    def delta(self, weight: Tensor, code: Tensor) -> Term:
+        slot = self.slot
+        canonical = slot.canonical(weight)
+        taps = canonical.reshape(-1, canonical.shape[-1])
+
+        def laid(rows: Tensor) -> Tensor:
+            return slot.restore(rows.reshape(*rows.shape[:-2], *canonical.shape))
+
+        value = self._map(taps, code)
+        if not self.anchored:
+            return Whole(slot, weight, laid(value))
+        home = self.home(code)
+        return Dense(slot, laid(anchored(value - self._map(taps, home), code, home)))
+
+    def config(self) -> dict[str, Any]:
+        inner = self.recipe or f"<{type(self.module).__name__}>"
+        return {
+            "type": "PerFilter", "module": inner, "anchored": self.anchored, "hidden": self.hidden,
+            "max_taps": self.max_taps,
+        }  # fmt: skip
+
+
+class _Bilinear(nn.Module):
+    """$m(w, c) = \\sum_k c_k L_k w$, with $L$ starting at zero."""
+
+    def __init__(self, taps: int, code_dim: int) -> None:
+        super().__init__()
+        self.maps = nn.Parameter(torch.zeros(code_dim, taps, taps))
+
+    def forward(self, taps: Tensor, code: Tensor) -> Tensor:
+        return torch.einsum("nk,kst,ns->nt", code, self.maps, taps)
+
+
+class _Mlp(nn.Module):
+    """One hidden layer on `[taps, code]`; the last layer starts at zero."""
+
+    def __init__(self, taps: int, code_dim: int, hidden: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(taps + code_dim, hidden)
+        self.outer = nn.Linear(hidden, taps, bias=False)
+        nn.init.zeros_(self.outer.weight)
+
+    def forward(self, taps: Tensor, code: Tensor) -> Tensor:
+        hidden: Tensor = torch.tanh(self.inner(torch.cat((taps, code), -1)))
+        out: Tensor = self.outer(hidden)
+        return out

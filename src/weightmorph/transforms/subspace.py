@@ -1,0 +1,66 @@
+"""Extra weight sets, mixed by the code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import TransformError
+from ..slots import Slot
+from ..weights import BasisMix
+from .base import WeightTransform, gain_network, relative
+
+__all__ = ["Subspace"]
+
+
+class Subspace(WeightTransform):
+    r"""Add a mix of $D$ extra weight sets: the method of Subspace-Configurable Networks, as a residual.
+
+    $$W(c) = W + \sum_{d=1}^{D} (m_d(c) - m_d(c_0))\,B_d, \qquad m = \mathrm{softmax}(\mathrm{MLP}(c))$$
+
+    Each $B_d$ has the shape of $W$ and starts at zero, so untrained $W(c) = W$. It stores $D$ times the base's
+    numbers; where that is too many, [`LowRank`][weightmorph.LowRank] comes close with a fraction.
+
+    Shapes:
+        weight `(*S)`, code `(*B, K)` -> `(*B, *S)`.
+
+    Args:
+        dim: $D$, how many weight sets.
+        hidden: units in the hidden layer of the MLP.
+
+    References:
+        Wang et al., "Subspace-Configurable Networks", CoLLAs 2024, arXiv:2305.13536.
+
+    Example:
+        >>> t = Subspace(3).build((6, 3, 3, 3), code_dim=4)
+        >>> t(torch.zeros(6, 3, 3, 3), torch.ones(5, 4)).dense().shape
+        torch.Size([5, 6, 3, 3, 3])
+    """
+
+    family = "subspace"
+
+    def __init__(self, dim: int, hidden: int = 16) -> None:
+        super().__init__()
+        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
+            raise TransformError(f"Subspace: expected 1 or more weight sets, got {dim!r}")
+        self.dim, self.hidden = dim, hidden
+
+    def setup(self, slot: Slot, code_dim: int) -> None:
+        self.bank = nn.Parameter(torch.zeros(self.dim, *slot.shape))
+        # One more setting than weight sets: the softmax's last output is the share of the base alone. Without it a
+        # single set would have nothing to vary.
+        self.mixer = gain_network(code_dim, self.dim + 1, self.hidden)
+
+    def _mix(self, code: Tensor) -> Tensor:
+        return torch.softmax(self.mixer(code), -1)[..., : self.dim]
+
+    def delta(self, weight: Tensor, code: Tensor) -> BasisMix:
+        return BasisMix(self.slot, self.bank, relative(self._mix, code, self.home(code)))
+
+    def config(self) -> dict[str, Any]:
+        return {"type": "Subspace", "dim": self.dim, "hidden": self.hidden}
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}"

@@ -1,0 +1,130 @@
+"""Kernels resampled under the parameter's map of the plane, and a learned mixing of their taps."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .. import affine
+from ..errors import TransformError
+from ..parameters import ParameterSpace
+from ..slots import Slot
+from ..weights import TapMix
+from .base import WeightTransform, anchored
+from .resample import resampling
+
+__all__ = ["Warp"]
+
+
+class Warp(WeightTransform):
+    r"""Resample each kernel under the parameter's affine map, plus a learned mixing of its taps.
+
+    $$W(\theta) = W M(\theta), \qquad M(\theta) = R(\theta) + \sum_k (c_k - c_{0,k}) L_k$$
+
+    $R(\theta)$ is the analytic prior of [`resample`][weightmorph.transforms.resample]: the taps' positions go where
+    the map that the parameters name takes them (rotation, zoom, shear, flips), about the point that the output grid's
+    centre rests on. $L$ starts at zero, so untrained the kernel is the resampled one; at the anchor $R$ is the
+    identity and $M$ always is. With parameters that name no map, $R$ is the identity throughout and only $L$ is left.
+
+    A `Linear` that reads a flattened `(C, h, w)` map is a kernel with h·w taps; there a translation counts as well.
+
+    Shapes:
+        weight `(*S)` with $T$ taps, code `(*B, K)` -> `(*B, *S)`; $M$ is `(*B, T, T')`, $T' > T$ with `grow`.
+
+    Args:
+        prior: start from $R$; False starts from the identity.
+        learn: have $L$ at all; False leaves the analytic prior alone, without a trainable number.
+        grow: taps to add around kernels whose layer allows it; `"auto"` adds one where the tap positions are not
+            symmetric about their centre (a strided layer on an even map), since a turn would leave the support.
+        max_learned: slots with more taps than this get the prior only.
+        max_taps: slots with more taps than this are left alone.
+        length: correlation length, in pixels, of the image model behind $R$.
+        nugget: variance, relative to the signal's, that the model gives to noise.
+
+    Example:
+        >>> from weightmorph import Angle, ParameterSpace
+        >>> t = Warp().build((1, 1, 3, 3), space=ParameterSpace({"angle": Angle("deg")}))
+        >>> quarter = t.space.encode({"angle": torch.tensor(90.0)})
+        >>> t(torch.arange(9.0).reshape(1, 1, 3, 3), quarter).dense().round().abs().tolist()
+        [[[[2.0, 5.0, 8.0], [1.0, 4.0, 7.0], [0.0, 3.0, 6.0]]]]
+    """
+
+    family = "warp"
+
+    def __init__(
+        self,
+        prior: bool = True,
+        learn: bool = True,
+        grow: int | Literal["auto"] = "auto",
+        max_learned: int = 25,
+        max_taps: int = 256,
+        length: float = 3.0,
+        nugget: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        if grow != "auto" and (isinstance(grow, bool) or not isinstance(grow, int) or grow < 0):
+            raise TransformError(f"Warp: grow must be 'auto' or a number of taps, got {grow!r}")
+        if not length > 0 or not nugget >= 0:
+            raise TransformError(f"Warp: expected length > 0 and nugget >= 0, got {length!r} and {nugget!r}")
+        self.prior, self.learn, self.grow = prior, learn, grow
+        self.max_learned, self.max_taps = max_learned, max_taps
+        self.length, self.nugget = length, nugget
+
+    def _has_prior(self, slot: Slot, space: ParameterSpace | None) -> bool:
+        if not self.prior or space is None or not space.affine_names:
+            return False
+        return slot.spatial > 1 or set(space.affine_names) <= affine.SEPARABLE
+
+    def wants(self, slot: Slot, space: ParameterSpace) -> bool:
+        learned = self.learn and slot.n_taps <= self.max_learned
+        return 1 < slot.n_taps <= self.max_taps and (learned or self._has_prior(slot, space))
+
+    def setup(self, slot: Slot, code_dim: int) -> None:
+        if slot.n_taps < 2:
+            raise TransformError(
+                f"layer {slot.layer or slot.name!r}: Warp moves a kernel's taps and weight {slot.shape} has one; "
+                "give it a convolution, or a Linear that reads a flattened map (condition's example= finds those)"
+            )
+        centred = all(abs(places[0] + places[-1]) < 1e-6 for places in slot.taps)
+        more = self.grow if self.grow != "auto" else 0 if centred else 1
+        self.more = (more if slot.growable and self._has_prior(slot, self.space) else 0,) * slot.spatial
+        sources, targets = slot.positions(), slot.positions(self.more)
+        # Where each tap of W sits among the taps of W(θ).
+        embed = (sources.unsqueeze(-2) - targets.unsqueeze(-3)).abs().amax(-1) < 1e-6
+        self.register_buffer("sources", sources, persistent=False)
+        self.register_buffer("targets", targets, persistent=False)
+        self.register_buffer("embed", embed.to(torch.float64), persistent=False)
+        # What `fit` decides when it compares the prior with the identity; kept with the transform.
+        self.register_buffer("trust", torch.tensor(1.0 if self._has_prior(slot, self.space) else 0.0))
+        learned = self.learn and slot.n_taps <= self.max_learned
+        self.taps = nn.Parameter(torch.zeros(code_dim, slot.n_taps, len(targets))) if learned else None
+
+    def resampled(self, code: Tensor) -> Tensor:
+        """The analytic prior R(θ): `(*B, K) -> (*B, T, T')`."""
+        assert self.space is not None
+        shift = 1 / self.slot.pixel if self.slot.fixed else None
+        sources, targets = self._places(code)
+        return resampling(sources, targets, self.space.plane(code), self.length, self.nugget, shift)
+
+    def _places(self, code: Tensor) -> tuple[Tensor, Tensor]:
+        sources, targets = self.get_buffer("sources"), self.get_buffer("targets")
+        return sources.to(code.dtype), targets.to(code.dtype)
+
+    def delta(self, weight: Tensor, code: Tensor) -> TapMix:
+        home = self.home(code)
+        embed = self.get_buffer("embed").to(code.dtype)
+        mix = torch.zeros_like(embed)
+        if self._has_prior(self.slot, self.space):
+            mix = (self.resampled(code) - embed) * self.get_buffer("trust").to(code.dtype)
+        if self.taps is not None:
+            mix = mix + torch.tensordot(code - home, self.taps, 1)
+        mix = mix.expand(*code.shape[:-1], *embed.shape)
+        return TapMix(self.slot, weight, anchored(mix, code, home), self.more)
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "type": "Warp", "prior": self.prior, "learn": self.learn, "grow": self.grow,
+            "max_learned": self.max_learned, "max_taps": self.max_taps, "length": self.length, "nugget": self.nugget,
+        }  # fmt: skip

@@ -1,0 +1,228 @@
+"""The base's module tree as data, cloned per call.
+
+A [`View`][weightmorph.view.View] reads a network once. Each call of a conditioned model then runs on a *clone*: new
+module objects of the same classes around the same tensors, a few dictionary copies and nothing more. What a call
+changes on its clone, no other call and no other thread can see, and the user's network is never touched.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import BaseError
+
+__all__ = ["View"]
+
+REFUSED: Mapping[str, str] = {
+    "ScriptModule": "a ScriptModule runs outside Python and reads its own weights; condition the eager module",
+    "DataParallel": "DataParallel copies its module per device on every call; condition the module inside it (.module)",
+    "DistributedDataParallel": "condition the module inside it (.module), then wrap the conditioned model",
+    "OptimizedModule": "condition the module inside it (._orig_mod), then compile the conditioned model",
+}
+
+
+class _Module(int):
+    """Stands for module number i of a clone."""
+
+
+class _Method:
+    """Stands for a bound method of module number `owner`."""
+
+    def __init__(self, function: Callable[..., Any], owner: int) -> None:
+        self.function, self.owner = function, owner
+
+
+class View:
+    """A network's modules as classes and dictionaries.
+
+    Parameters share storage with the network until they are moved; buffers are copied, for a base may write into its
+    own. Every module is in eval mode.
+
+    Args:
+        net: the network; read and left as it is.
+
+    Raises:
+        BaseError: if it is of a kind that cannot be run from its modules' dictionaries, or not initialised yet.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.numbers: dict[int, int] = {}
+        modules: list[nn.Module] = []
+        self._find(net, modules)
+        for name, module in net.named_modules():
+            self._check(name, module)
+        arguments = inspect.signature(net.forward).parameters.values()
+        self.keywords = [a.name for a in arguments if a.kind in (a.POSITIONAL_OR_KEYWORD, a.KEYWORD_ONLY)]
+        self.open_keywords = any(a.kind == a.VAR_KEYWORD for a in arguments)
+        self.total = sum(p.numel() for p in net.parameters())
+        self.trains = [p.requires_grad for p in net.parameters()]
+        seen: dict[int, Tensor] = {}
+        self.classes = [type(m) for m in modules]
+        self.dicts = [{k: self._read(v, seen) for k, v in vars(m).items()} | {"training": False} for m in modules]
+        self.names = {name: self.numbers[id(m)] for name, m in net.named_modules(remove_duplicate=False)}
+        self.numbers = {}
+        self._index()
+
+    @staticmethod
+    def _check(name: str, module: nn.Module) -> None:
+        for kind in type(module).__mro__:
+            if kind.__name__ in REFUSED and kind.__module__.startswith("torch."):
+                raise BaseError(f"layer {name or '(the network)'!r} is a {kind.__name__}: {REFUSED[kind.__name__]}")
+        for key, value in (*module._parameters.items(), *module._buffers.items()):
+            if isinstance(value, nn.parameter.UninitializedTensorMixin):
+                raise BaseError(
+                    f"layer {name!r}: {key} is not initialised yet (a lazy module); run the network once first"
+                )
+
+    def _find(self, value: Any, modules: list[nn.Module]) -> None:
+        """Number every module that can be reached, registered or not."""
+        if isinstance(value, nn.Module):
+            if id(value) in self.numbers:
+                return
+            self.numbers[id(value)] = len(modules)
+            modules.append(value)
+            value = vars(value)
+        if isinstance(value, dict):
+            value = tuple(value.values())
+        if isinstance(value, list | tuple):
+            for item in value:
+                self._find(item, modules)
+
+    def _read(self, value: Any, seen: dict[int, Tensor]) -> Any:
+        """A value of a module's dictionary with tensors of our own and modules as numbers."""
+        if isinstance(value, Tensor):
+            if id(value) not in seen:
+                if isinstance(value, nn.Parameter):
+                    seen[id(value)] = nn.Parameter(value.detach(), requires_grad=False)
+                else:
+                    seen[id(value)] = nn.Buffer(value.detach().clone())
+            return seen[id(value)]
+        if isinstance(value, nn.Module):
+            return _Module(self.numbers[id(value)])
+        if isinstance(value, types.MethodType) and id(value.__self__) in self.numbers:
+            return _Method(value.__func__, self.numbers[id(value.__self__)])
+        return _map(value, lambda item: self._read(item, seen))
+
+    def _index(self) -> None:
+        """Which entries hold references and must be filled anew in every clone."""
+        self.fill = [[k for k, v in d.items() if _refers(v)] for d in self.dicts]
+
+    def clone(self, overrides: Mapping[int, Mapping[str, Any]] | None = None) -> nn.Module:
+        """A new network around the same tensors.
+
+        Args:
+            overrides: module number to attributes that stand in the instance's dictionary, where they are found
+                before the registered tensors. `parameters()` of the clone still yields the real ones.
+        """
+        new: list[nn.Module] = [object.__new__(kind) for kind in self.classes]
+        for module, entries, keys in zip(new, self.dicts, self.fill, strict=True):
+            object.__setattr__(module, "__dict__", entries | {k: _fill(entries[k], new) for k in keys})
+        for number, attributes in (overrides or {}).items():
+            vars(new[number]).update(attributes)
+        return new[0]
+
+    def plain(self) -> nn.Module:
+        """An independent copy of the network, its `requires_grad` flags included, in eval mode."""
+        root = copy.deepcopy(self.clone())
+        for parameter, trains in zip(root.parameters(), self.trains, strict=True):
+            parameter.requires_grad_(trains)
+        for module in root.modules():
+            for key, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[key] = buffer.detach()
+        return root
+
+    def accepts(self, keyword: str) -> bool:
+        """Does the network's forward take this keyword?"""
+        return self.open_keywords or keyword in self.keywords
+
+    @property
+    def _any(self) -> Tensor:
+        return next(p for d in self.dicts for p in d["_parameters"].values() if p is not None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network's tensors are."""
+        return self._any.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the network's first parameter."""
+        return self._any.dtype
+
+    def tensor(self, layer: str, attribute: str) -> Tensor:
+        """A parameter of the view."""
+        tensor = self.dicts[self.names[layer]]["_parameters"][attribute]
+        assert isinstance(tensor, Tensor)
+        return tensor
+
+    def places(self, tensor: Tensor) -> tuple[tuple[int, str], ...]:
+        """Every (module number, attribute) at which a parameter is registered."""
+        return tuple(
+            (number, key)
+            for number, entries in enumerate(self.dicts)
+            for key, value in entries["_parameters"].items()
+            if value is tensor
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> View:
+        """The same network's parameters, buffers of its own."""
+        new = copy.copy(self)
+        new.apply(lambda t: t if isinstance(t, nn.Parameter) else t.clone())
+        return new
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Replace every tensor (a move to another device or dtype); the network's own stay where they are."""
+        seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                if id(value) not in seen:
+                    moved = function(value)
+                    if isinstance(value, nn.Parameter):
+                        moved = value if moved is value else nn.Parameter(moved.detach(), requires_grad=False)
+                    elif isinstance(value, nn.Buffer):
+                        moved = nn.Buffer(moved)
+                    seen[id(value)] = (moved, value)  # the old one is kept alive so that its id stays its own
+                return seen[id(value)][0]
+            return _map(value, move)
+
+        self.dicts = [{k: move(v) for k, v in d.items()} for d in self.dicts]
+
+
+def _map(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Apply a function to the items of a container; anything else as it is."""
+    if isinstance(value, dict):
+        mapped = {k: function(v) for k, v in value.items()}
+        if all(mapped[k] is v for k, v in value.items()) and type(value) is not dict:
+            return value
+        new = copy.copy(value)
+        new.update(mapped)
+        return new
+    if type(value) in (list, tuple):
+        return type(value)([function(item) for item in value])
+    return value
+
+
+def _refers(value: Any) -> bool:
+    if type(value) in (_Module, _Method):
+        return True
+    if isinstance(value, dict):
+        # Registered tensors and hooks too: a clone's own dictionaries keep what a call registers to that call.
+        return True
+    return type(value) in (list, tuple) and (type(value) is list or any(map(_refers, value)))
+
+
+def _fill(value: Any, new: list[nn.Module]) -> Any:
+    if type(value) is _Module:
+        return new[value]
+    if type(value) is _Method:
+        return types.MethodType(value.function, new[value.owner])
+    return _map(value, lambda item: _fill(item, new)) if isinstance(value, dict | list | tuple) else value

@@ -1,0 +1,217 @@
+r"""Weight expressions: $W(\theta) = W + \sum_i \Delta_i$, each $\Delta_i$ knowing its structure.
+
+An expression can always say [`dense`][weightmorph.weights.WeightExpression.dense], the slow and obvious tensor; that
+is the oracle of every route in [`execution`][weightmorph.execution] that never makes it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .slots import Slot
+
+__all__ = ["BasisMix", "Dense", "LowRankUpdate", "RowScale", "TapMix", "Term", "WeightExpression", "Whole"]
+
+
+@dataclass(frozen=True)
+class Term(ABC):
+    """One Δ, shared `()` or per sample `(B,)`. Fields named in `per_sample` carry the batch axis, if there is one."""
+
+    slot: Slot
+
+    @property
+    @abstractmethod
+    def carrier(self) -> tuple[Tensor, int]:
+        """The tensor that depends on θ, and how many axes it has when θ is shared."""
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """`*B`: empty, or `(B,)`."""
+        tensor, dims = self.carrier
+        return tuple(tensor.shape[: tensor.dim() - dims])
+
+    @property
+    def grow(self) -> tuple[int, ...]:
+        """Taps added on both sides of each spatial axis."""
+        return (0,) * self.slot.spatial
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """The tensor: `(*B, *S)`, with the grown kernel if there is one."""
+
+    def take(self, index: Tensor) -> Term:
+        """Row `index[i]` of the batch becomes row i: `(D, …)` to `(B, …)`."""
+        tensor, _ = self.carrier
+        name = next(f.name for f in fields(self) if getattr(self, f.name) is tensor)
+        return replace(self, **{name: tensor.index_select(0, index)})
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Every tensor of the term."""
+        return tuple(v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor))
+
+
+@dataclass(frozen=True)
+class RowScale(Term):
+    r"""$\Delta_{o} = s_o W_{o}$. `weight (*S)`, `gain (*B, G·O)`."""
+
+    weight: Tensor
+    gain: Tensor
+
+    @property
+    def carrier(self) -> tuple[Tensor, int]:
+        return self.gain, 1
+
+    def dense(self) -> Tensor:
+        return self.slot.restore(self.slot.rows(self.gain) * self.slot.canonical(self.weight))
+
+
+@dataclass(frozen=True)
+class LowRankUpdate(Term):
+    r"""$\Delta = U\,\mathrm{diag}(g)\,V$, one matrix per group.
+
+    `left (G, O, r)`, `gain (*B, r)`, `right (G, r, I·T)`; a depthwise weight is one `(G·O, T)` matrix instead.
+    """
+
+    left: Tensor
+    gain: Tensor
+    right: Tensor
+
+    @property
+    def carrier(self) -> tuple[Tensor, int]:
+        return self.gain, 1
+
+    def dense(self) -> Tensor:
+        product = (self.left * self.gain[..., None, None, :]) @ self.right
+        return self.slot.restore(product.reshape(*self.batch, *self.slot.canonical_shape))
+
+
+@dataclass(frozen=True)
+class TapMix(Term):
+    r"""$\Delta_{o,i,t'} = \sum_t W_{o,i,t} D_{t,t'}$, the same mixing for every filter of the layer.
+
+    `weight (*S)`, `mix (*B, T, T')`; $T' > T$ where the support has grown.
+    """
+
+    weight: Tensor
+    mix: Tensor
+    more: tuple[int, ...] = ()
+
+    @property
+    def carrier(self) -> tuple[Tensor, int]:
+        return self.mix, 2
+
+    @property
+    def grow(self) -> tuple[int, ...]:
+        return self.more or (0,) * self.slot.spatial
+
+    def dense(self) -> Tensor:
+        canonical = self.slot.canonical(self.weight)
+        g, o, i, t = canonical.shape
+        # One product with inner size T, whatever the batch.
+        mixed = canonical.reshape(g * o * i, t) @ self.mix
+        return self.slot.restore(mixed.reshape(*self.batch, g, o, i, -1), self.grow)
+
+
+@dataclass(frozen=True)
+class BasisMix(Term):
+    r"""$\Delta = \sum_d m_d B_d$. `bank (D, *S)`, `mix (*B, D)`."""
+
+    bank: Tensor
+    mix: Tensor
+
+    @property
+    def carrier(self) -> tuple[Tensor, int]:
+        return self.mix, 1
+
+    def dense(self) -> Tensor:
+        return (self.mix @ self.bank.flatten(1)).reshape(*self.batch, *self.slot.shape)
+
+
+@dataclass(frozen=True)
+class Dense(Term):
+    """A Δ without structure. `delta (*B, *S)`."""
+
+    delta: Tensor
+
+    @property
+    def carrier(self) -> tuple[Tensor, int]:
+        return self.delta, len(self.slot.shape)
+
+    def dense(self) -> Tensor:
+        return self.delta
+
+
+@dataclass(frozen=True)
+class Whole(Term):
+    r"""$\Delta = V - W$: a transform that gives the weight itself. `weight (*S)`, `value (*B, *S)`."""
+
+    weight: Tensor
+    value: Tensor
+
+    @property
+    def carrier(self) -> tuple[Tensor, int]:
+        return self.value, len(self.slot.shape)
+
+    def dense(self) -> Tensor:
+        return self.value - self.weight
+
+
+@dataclass(frozen=True)
+class WeightExpression:
+    """W(θ) of one slot: the frozen weight `base (*S)` and the terms that are added to it."""
+
+    slot: Slot
+    base: Tensor
+    terms: tuple[Term, ...]
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """`*B`: empty if θ is shared, `(B,)` if there is one per sample."""
+        return next((t.batch for t in self.terms if t.batch), ())
+
+    @property
+    def grow(self) -> tuple[int, ...]:
+        """Taps by which W(θ) is wider than W on both sides of each spatial axis."""
+        rows = [t.grow for t in self.terms]
+        return tuple(max(column) for column in zip(*rows, strict=True)) if rows else (0,) * self.slot.spatial
+
+    @property
+    def requires_grad(self) -> bool:
+        """Does anything in it carry a gradient?"""
+        return any(v.requires_grad for t in self.terms for v in t.tensors)
+
+    def dense(self) -> Tensor:
+        """The tensor W(θ): `(*B, *S)`. At the anchor of an anchored transform it is `base`, bit for bit."""
+        return self.total(self.base, self.terms)
+
+    def total(self, start: Tensor | None, terms: Sequence[Term]) -> Tensor:
+        """`start` (the base, or None) plus some of the terms, on the expression's common support."""
+        whole = next((t for t in terms if isinstance(t, Whole)), None)
+        if whole is not None and start is not None:
+            # V itself and not W + (V - W), which would round.
+            start, terms = whole.value, [t for t in terms if t is not whole]
+        sum_ = None if start is None else widen(start, self.grow)
+        for term in terms:
+            piece = widen(term.dense(), [n - m for n, m in zip(self.grow, term.grow, strict=True)])
+            sum_ = piece if sum_ is None else sum_ + piece
+        assert sum_ is not None, "an expression has a base or a term"
+        return sum_
+
+    def take(self, index: Tensor) -> WeightExpression:
+        """Row `index[i]` becomes row i (the way from distinct settings back to samples)."""
+        return replace(self, terms=tuple(t.take(index) if t.batch else t for t in self.terms))
+
+
+def widen(weight: Tensor, grow: Sequence[int]) -> Tensor:
+    """Zeros around a kernel: `grow[a]` on both sides of spatial axis a."""
+    if not any(grow):
+        return weight
+    pads = [n for more in reversed(grow) for n in (more, more)]
+    return F.pad(weight, pads)
