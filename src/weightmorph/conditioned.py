@@ -291,6 +291,10 @@ class Conditioned(nn.Module):
             for name, slot in self.slots.items()
         }
 
+    def frozen(self) -> nn.Module:
+        """The base as it stands, in eval mode: a clone that shares its tensors, and may be called beside the model."""
+        return self.view.clone()
+
     def at(self, **theta: Value) -> nn.Module:
         """The network at one setting, with its weights made once: for repeated use of one θ without gradients.
 
