@@ -14,13 +14,24 @@ from .slots import Slot
 
 __all__ = ["Trace", "trace"]
 
-# Functions that leave every position of a flattened map where it is.
-POSITIONWISE = frozenset(
-    "dropout relu relu_ leaky_relu gelu silu elu selu celu hardswish hardtanh relu6 sigmoid tanh mish softplus "
-    "batch_norm contiguous clone detach to float half double bfloat16 __mul__ mul __truediv__ div __add__ add".split()
-)
 FLATTENING = frozenset("flatten reshape view".split())
 CONVOLUTIONS = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split())
+POOLS = frozenset("max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d".split())
+# Functions after which a flattened map is no longer one.
+MIXING = frozenset("linear matmul __matmul__ mm bmm addmm einsum softmax cumsum layer_norm".split())
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Where a map's pixels lie: how far its centre is from the image's, along each axis, in its own pixels.
+
+    A convolution's output is centred by definition, for its taps are turned about the point its grid's centre rests
+    on. A pool that drops a row, or a padding on one side, moves the centre of what comes after it.
+    """
+
+    extents: tuple[int, ...]
+    offsets: tuple[float, ...]
+    flat: bool = False
 
 
 @dataclass
@@ -38,33 +49,23 @@ class Trace:
     def apply(self, slot: Slot) -> Slot:
         """The slot with what the example showed of it."""
         name = slot.name
+        if name in self.maps:
+            slot = slot.as_map(self.maps[name], pixel=self.pixels[name])
         if name in self.taps:
             own = self.padded_by_layer.get(name, False)
             slot = replace(slot, taps=self.taps[name], growable=slot.growable and own)
-        if name in self.maps:
-            slot = slot.as_map(self.maps[name], pixel=self.pixels.get(name, 1.0))
         return slot
 
 
 class _Watch(TorchFunctionMode):
-    """Sees every function that consumes a slot's tensor."""
+    """Sees every function that consumes a slot's tensor, and follows the grids from map to map."""
 
     def __init__(self, slots: Mapping[int, list[Slot]], width: int, layers: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.slots, self.width, self.layers = slots, width, layers
         self.seen = Trace()
-        self.entered: dict[str, Tensor] = {}
-        # Tensors that are flattened maps, and the map's extent. The tensors are kept so that ids stay their own.
-        self.flat: dict[int, tuple[Tensor, tuple[int, ...]]] = {}
-
-    def enter(self, layer: str) -> Callable[[nn.Module, Any], None]:
-        """A hook that keeps a layer's own input."""
-
-        def hook(module: nn.Module, args: Any) -> None:
-            if args and isinstance(args[0], Tensor):
-                self.entered[layer] = args[0]
-
-        return hook
+        # Grids by tensor; the tensors are kept so that ids stay their own.
+        self.grids: dict[int, tuple[Tensor, _Grid]] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -77,33 +78,62 @@ class _Watch(TorchFunctionMode):
         for slot in consumed:
             if slot.name not in self.seen.consumed and name not in ("__get__", "dim", "size"):
                 self.seen.consumed.append(slot.name)
-        if isinstance(out, Tensor) and tensors:
-            x = tensors[0]
-            for slot in consumed:
-                if x.dim() > 1 and id(x) not in self.slots:
-                    self.seen.batches.setdefault(slot.name, x.shape[0])
-            if name in FLATTENING and x.dim() >= 3 and out.dim() == 2:
-                if out.shape[0] == x.shape[0] and out.shape[1] == x[0].numel() and x.shape[2:].numel() > 1:
-                    self.flat[id(out)] = (out, tuple(x.shape[2:]))
-            elif name in POSITIONWISE and id(x) in self.flat and out.shape == x.shape:
-                self.flat[id(out)] = (out, self.flat[id(x)][1])
-            for slot in consumed:
-                if name in CONVOLUTIONS and slot.kind in ("conv", "conv_transpose"):
-                    self._convolution(name, slot, x, out, args, kwargs)
-                elif name == "linear" and slot.kind == "linear":
-                    self.seen.positions[slot.name] = out.numel() // (out.shape[0] * out.shape[-1])
-                    self._linear(slot, x)
+        first = out[0] if isinstance(out, tuple) and out else out
+        if not isinstance(first, Tensor) or not tensors:
+            return out
+        x = tensors[0]
+        for slot in consumed:
+            if x.dim() > 1 and id(x) not in self.slots:
+                self.seen.batches.setdefault(slot.name, x.shape[0])
+            if name in CONVOLUTIONS and slot.kind in ("conv", "conv_transpose"):
+                self._convolution(slot, x, first, args, kwargs)
+            elif name == "linear" and slot.kind == "linear":
+                self._linear(slot, x, first)
+        self._follow(name, x, first, args, kwargs)
         return out
 
-    def _linear(self, slot: Slot, x: Tensor) -> None:
-        if id(x) in self.flat:
-            kernel = self.flat[id(x)][1]
-            self.seen.maps[slot.name] = kernel
-            self.seen.pixels[slot.name] = self.width / kernel[-1]
+    def _grid(self, x: Tensor) -> _Grid:
+        if id(x) in self.grids:
+            return self.grids[id(x)][1]
+        return _Grid(tuple(x.shape[2:]), (0.0,) * max(x.dim() - 2, 0))
 
-    def _convolution(
-        self, name: str, slot: Slot, x: Tensor, out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def _follow(self, name: str, x: Tensor, out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The grid of a function's output."""
+        grid = self._grid(x)
+        n = len(grid.extents)
+        if name in CONVOLUTIONS or name in MIXING or n == 0:
+            return
+        if name in FLATTENING and not grid.flat and x.dim() >= 3:
+            if out.dim() == 2 and out.shape[0] == x.shape[0] and x.shape[2:].numel() > 1:
+                self.grids[id(out)] = out, replace(grid, flat=True)
+        elif name in POOLS and out.dim() == x.dim():
+            given = dict(zip(("input", "kernel_size", "stride", "padding"), args, strict=False)) | kwargs
+            size = _each(given["kernel_size"], n)
+            stride, pad = _each(given.get("stride") or size, n), _each(given.get("padding", 0), n)
+            offsets = []
+            for a, (k, s, p) in enumerate(zip(size, stride, pad, strict=True)):
+                centre = (s * (out.shape[2 + a] - 1) + k - 1) / 2 - p - (x.shape[2 + a] - 1) / 2
+                offsets.append((centre + grid.offsets[a]) / s)
+            self.grids[id(out)] = out, _Grid(tuple(out.shape[2:]), tuple(offsets))
+        elif name == "pad" and out.dim() == x.dim():
+            pads = list(args[1] if len(args) > 1 else kwargs["pad"]) + [0] * (2 * n)
+            moved = [(pads[2 * (n - 1 - a) + 1] - pads[2 * (n - 1 - a)]) / 2 + grid.offsets[a] for a in range(n)]
+            self.grids[id(out)] = out, _Grid(tuple(out.shape[2:]), tuple(moved))
+        elif out.shape == x.shape or (not grid.flat and out.dim() == x.dim() and out.shape[2:] == x.shape[2:]):
+            self.grids[id(out)] = out, grid
+
+    def _linear(self, slot: Slot, x: Tensor, out: Tensor) -> None:
+        self.seen.positions[slot.name] = out.numel() // (out.shape[0] * out.shape[-1])
+        grid = self._grid(x)
+        if grid.flat:
+            self.seen.maps[slot.name] = grid.extents
+            self.seen.pixels[slot.name] = self.width / grid.extents[-1]
+            self.seen.taps[slot.name] = tuple(
+                tuple(j - (k - 1) / 2 + off for j in range(k))
+                for k, off in zip(grid.extents, grid.offsets, strict=True)
+            )
+
+    def _convolution(self, slot: Slot, x: Tensor, out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         order = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
         if slot.kind == "conv_transpose":
             order = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
@@ -119,39 +149,20 @@ class _Watch(TorchFunctionMode):
         layer = self.layers.get(slot.layer)
         own = isinstance(layer, nn.modules.conv._ConvNd) and given.get("padding", 0) == layer.padding
         self.seen.padded_by_layer[slot.name] = own
-        entered = self.entered.get(slot.layer, x)
-        before = _found_at(x, entered) if entered.dim() == x.dim() else (0,) * n
-        extents = entered.shape[2:] if entered.dim() == x.dim() else x.shape[2:]
+        grid = self._grid(x)
         taps = []
         for a, k in enumerate(slot.kernel):
-            reads, gives, s, d = extents[a], out.shape[2 + a], stride[a], dilation[a]
-            # Output o sits at s·o; the grids' centres coincide.
-            off = -pads[a] - before[a] + (s * (gives - 1) - (reads - 1)) / 2
-            if slot.kind == "conv_transpose":
-                off = -pads[a] + (s * (x.shape[2 + a] - 1) - (gives - 1)) / 2
+            reads, gives, s, d = x.shape[2 + a], out.shape[2 + a], stride[a], dilation[a]
+            if slot.kind == "conv":  # output o sits at s·o, and the grids' centres coincide
+                off = -pads[a] + (s * (gives - 1) - (reads - 1)) / 2 + grid.offsets[a]
+            else:  # input i stamps the kernel at s·i
+                off = -pads[a] + (s * (reads - 1) - (gives - 1)) / 2 - s * grid.offsets[a]
             taps.append(tuple(d * j + off for j in range(k)))
         self.seen.taps[slot.name] = tuple(taps)
 
 
 def _each(value: Any, n: int) -> tuple[int, ...]:
     return (value,) * n if isinstance(value, int) else tuple(value) * (n if len(value) == 1 else 1)
-
-
-def _found_at(padded: Tensor, inner: Tensor) -> tuple[int, ...]:
-    """Where a layer's own input lies in what its convolution reads: the padding that the layer applied itself."""
-    spare = [p - i for p, i in zip(padded.shape[2:], inner.shape[2:], strict=True)]
-    if any(s < 0 for s in spare) or padded.shape[:2] != inner.shape[:2] or not any(spare):
-        return (0,) * len(spare)
-    starts = torch.cartesian_prod(*[torch.arange(s + 1) for s in spare]).reshape(-1, len(spare)).tolist()
-    fits = []
-    for start in starts:
-        piece = padded
-        for a, (begin, length) in enumerate(zip(start, inner.shape[2:], strict=True)):
-            piece = piece.narrow(2 + a, begin, length)
-        if torch.equal(piece, inner):
-            fits.append(tuple(start))
-    # An example without content (all zeros) fits everywhere; the middle is the likeliest.
-    return fits[0] if len(fits) == 1 else tuple(s // 2 for s in spare)
 
 
 def trace(net: nn.Module, slots: Sequence[Slot], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Trace:
@@ -170,12 +181,6 @@ def trace(net: nn.Module, slots: Sequence[Slot], args: tuple[Any, ...], kwargs: 
         watched.setdefault(id(tensors[slot.name]), []).append(slot)
     images = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim() > 2]
     watch = _Watch(watched, images[0].shape[-1] if images else 1, layers)
-    hooks = []
-    for slot in slots:
-        if slot.kind in ("conv", "conv_transpose"):
-            hooks.append(layers[slot.layer].register_forward_pre_hook(watch.enter(slot.layer)))
     with torch.no_grad(), watch:
         net(*args, **kwargs)
-    for hook in hooks:
-        hook.remove()
     return watch.seen
