@@ -44,13 +44,13 @@ def zoom(factor: Tensor) -> Tensor:
 
 
 def shear_x(amount: Tensor) -> Tensor:
-    """Rows slide: $x' = x + \\text{amount} \\cdot y$: `(*B) -> (*B, 2, 3)`."""
+    r"""Rows slide: $x' = x + \\text{amount} \\cdot y$: `(*B) -> (*B, 2, 3)`."""
     zero, one = torch.zeros_like(amount), torch.ones_like(amount)
     return _stack(one, amount, zero, zero, one, zero)
 
 
 def shear_y(amount: Tensor) -> Tensor:
-    """Columns slide: $y' = y + \\text{amount} \\cdot x$: `(*B) -> (*B, 2, 3)`."""
+    r"""Columns slide: $y' = y + \\text{amount} \\cdot x$: `(*B) -> (*B, 2, 3)`."""
     zero, one = torch.zeros_like(amount), torch.ones_like(amount)
     return _stack(one, zero, zero, amount, one, zero)
 

@@ -154,6 +154,8 @@ class Conditioned(nn.Module):
     eval mode. `memory_limit` is the number of bytes that one layer's dense per-sample weights may take.
     """
 
+    _fixed: tuple[Scope, nn.Module]
+
     def __init__(
         self,
         view: View,
@@ -347,7 +349,7 @@ class Conditioned(nn.Module):
     # What any module can do.
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.view.apply(fn)
         self._trace_clone()
         return self
@@ -356,7 +358,7 @@ class Conditioned(nn.Module):
         return {k: v for k, v in vars(self).items() if k != "_fixed"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._trace_clone()
 
     def summary(self, example: Any = None) -> str:
@@ -397,9 +399,7 @@ def _widen(layer: nn.modules.conv._ConvNd, grow: Sequence[int]) -> None:
     layer.kernel_size = tuple(k + 2 * n for k, n in zip(layer.kernel_size, grow, strict=True))
     if layer.padding != "same":
         own = (0,) * len(grow) if isinstance(layer.padding, str) else layer.padding
-        layer.padding = tuple(
-            cast(int, p) + n * d for p, n, d in zip(own, grow, layer.dilation, strict=True)
-        )
+        layer.padding = tuple(p + n * d for p, n, d in zip(own, grow, layer.dilation, strict=True))
         layer._reversed_padding_repeated_twice = [p for p in reversed(layer.padding) for _ in (0, 1)]
 
 

@@ -15,6 +15,7 @@ WeightmorphError
 ├── ExecutionError            a call that cannot take the weight it was given
 │   ├── BatchSizeError            a layer changed the batch dimension under per-sample θ
 │   └── MemoryLimitError          a per-sample weight larger than the stated limit
+├── TrainingError             data, an objective or a budget that cannot be trained with, or a loss that is not finite
 ├── BaseError                 the base network cannot be conditioned, or is another one than at save
 ├── CheckpointError           a file that is missing a piece, or is not one of ours
 └── MissingDependencyError    an optional package is absent (also an ImportError)
@@ -47,6 +48,7 @@ __all__ = [
     "ParameterValueError",
     "RankError",
     "SelectionError",
+    "TrainingError",
     "TransformError",
     "UnknownParameterError",
     "WeightmorphError",
@@ -109,6 +111,10 @@ class BatchSizeError(ExecutionError):
 
 class MemoryLimitError(ExecutionError):
     """A dense per-sample weight would need more memory than the stated limit."""
+
+
+class TrainingError(WeightmorphError, ValueError):
+    """Data, an objective or a budget cannot be trained with, or the loss is not finite."""
 
 
 class BaseError(WeightmorphError, ValueError):

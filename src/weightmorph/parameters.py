@@ -1,4 +1,4 @@
-"""What the weights depend on: named parameters with a unit, a range, and an anchor at which the base is right as it is.
+"""What the weights depend on: named parameters with a unit, a range, and an anchor at which the base is right.
 
 A [`ParameterSpace`][weightmorph.ParameterSpace] is a dict of parameters. It checks values, samples them, lays out grids,
 and encodes them into the *code* that every weight transform reads.
@@ -7,6 +7,7 @@ and encodes them into the *code* that every weight transform reads.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import warnings
 from abc import ABC, abstractmethod
@@ -579,7 +580,8 @@ class ParameterSpace(Mapping[str, Parameter]):
                 parameter.check(name, value)
             theta[name] = value.to(device=device, dtype=torch.promote_types(dtype, torch.float32))
         lengths = {name: value.shape[0] for name, value in theta.items() if value.dim()}
-        if len(set(lengths.values())) > 1:
+        # Not a set of lengths: a symbolic one, under export, cannot be hashed.
+        if any(n != m for n, m in itertools.pairwise(lengths.values())):
             raise ParameterLengthError(
                 f"parameters given per sample must have one length, got "
                 f"{', '.join(f'{name}: {n}' for name, n in lengths.items())}"

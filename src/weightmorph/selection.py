@@ -109,9 +109,7 @@ def _slot(
     taps = tuple(tuple(d * (j - (k - 1) / 2) for j in range(k)) for k, d in zip(kernel, module.dilation, strict=True))
     # A layer that pads by other means than zeros does so itself, by an amount that its kernel size fixes.
     growable = kind == "conv" and module.padding_mode == "zeros"
-    return Slot(
-        name, layer, attribute, kind, shape, module.groups, kernel, taps, growable=growable, explicit=explicit
-    )
+    return Slot(name, layer, attribute, kind, shape, module.groups, kernel, taps, growable=growable, explicit=explicit)
 
 
 def _roles(found: list[tuple[Slot, nn.Module, Tensor]]) -> dict[int, list[tuple[str, tuple[object, ...]]]]:
@@ -141,7 +139,7 @@ def _parametrised(net: nn.Module, select: Select | None) -> list[str]:
     for layer, module in net.named_modules():
         if not parametrize.is_parametrized(module):
             continue
-        for attribute in module.parametrizations:  # type: ignore[union-attr]
+        for attribute in module.parametrizations:
             name = f"{layer}.{attribute}" if layer else attribute
             slot = Slot(name, layer, attribute, "other", ())
             advice = "remove it with torch.nn.utils.parametrize.remove_parametrizations first"

@@ -41,9 +41,14 @@ def table(
         told = f"{chosen.route}: {chosen.reason}" if chosen else "per channel" if slot.kind in ("norm", "bias") else "-"
         rows.append(
             (
-                name, "x".join(map(str, slot.shape)), f"{slot.kind}{kernel}", " + ".join(t.family for t in built),
-                f"{numbers:,}", f"{_numel(slot) * size / 1024:,.1f} KiB", told,
-            )  # fmt: skip
+                name,
+                "x".join(map(str, slot.shape)),
+                f"{slot.kind}{kernel}",
+                " + ".join(t.family for t in built),
+                f"{numbers:,}",
+                f"{_numel(slot) * size / 1024:,.1f} KiB",
+                told,
+            )
         )
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,4 +1,4 @@
-"""What one example input reveals about a base: where taps lie, which `Linear` reads a flattened map, what is consumed."""
+"""What one example reveals about a base: where taps lie, which `Linear` reads a flattened map, what is read at all."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class _Watch(TorchFunctionMode):
             )
 
     def _convolution(self, slot: Slot, x: Tensor, out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        order = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        order: tuple[str, ...] = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
         if slot.kind == "conv_transpose":
             order = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
         given = dict(zip(order, args, strict=False)) | kwargs

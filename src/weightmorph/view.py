@@ -76,7 +76,7 @@ class View:
             if kind.__name__ in REFUSED and kind.__module__.startswith("torch."):
                 raise BaseError(f"layer {name or '(the network)'!r} is a {kind.__name__}: {REFUSED[kind.__name__]}")
         for key, value in (*module._parameters.items(), *module._buffers.items()):
-            if isinstance(value, nn.parameter.UninitializedTensorMixin):
+            if value is not None and nn.parameter.is_lazy(value):
                 raise BaseError(
                     f"layer {name!r}: {key} is not initialised yet (a lazy module); run the network once first"
                 )
@@ -145,7 +145,8 @@ class View:
 
     @property
     def _any(self) -> Tensor:
-        return next(p for d in self.dicts for p in d["_parameters"].values() if p is not None)
+        tensors: list[Tensor] = [p for d in self.dicts for p in d["_parameters"].values() if p is not None]
+        return tensors[0]
 
     @property
     def device(self) -> torch.device:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -49,7 +49,8 @@ class Term(ABC):
         """Row `index[i]` of the batch becomes row i: `(D, …)` to `(B, …)`."""
         tensor, _ = self.carrier
         name = next(f.name for f in fields(self) if getattr(self, f.name) is tensor)
-        return replace(self, **{name: tensor.index_select(0, index)})
+        taken: dict[str, Any] = {name: tensor.index_select(0, index)}
+        return replace(self, **taken)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

@@ -45,17 +45,22 @@ class Batch:
 
     def check(self, x: Tensor, where: str, dims: int | None = None) -> None:
         """Refuse an input whose first axis is not the batch."""
-        if not isinstance(x, Tensor) or x.dim() == 0 or x.shape[0] != self.size or (dims is not None and x.dim() != dims):
+        fits = isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] == self.size and dims in (None, x.dim())
+        if not fits:
             raise BatchSizeError(
                 f"{where}: under one θ per sample expected a batch of {self.size} first, got an input of shape "
-                f"{tuple(getattr(x, 'shape', ()))}; a layer before it has folded or moved the batch dimension. Give one θ for the "
-                "whole batch, or deselect this layer with select="
+                f"{tuple(getattr(x, 'shape', ()))}; a layer before it has folded or moved the batch dimension. Give "
+                "one θ for the whole batch, or deselect this layer with select="
             )
+
+    def too_large(self, numbers: int, itemsize: int) -> bool:
+        """Would dense per-sample weights pass the limit? An exported graph serves any batch, so it has none."""
+        return not torch.compiler.is_exporting() and self.size * numbers * itemsize > self.memory_limit
 
     def check_memory(self, numbers: int, itemsize: int, where: str, advice: str) -> None:
         """Refuse dense per-sample weights that would take more than the limit."""
-        need = self.size * numbers * itemsize
-        if need > self.memory_limit:
+        if self.too_large(numbers, itemsize):
+            need = self.size * numbers * itemsize
             raise MemoryLimitError(
                 f"{where}: one dense weight per sample needs {need / 2**30:.2f} GiB ({self.size} samples x {numbers:,} "
                 f"numbers), the limit is {self.memory_limit / 2**30:.2f} GiB; {advice}"

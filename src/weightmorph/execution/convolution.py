@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..weights import BasisMix, LowRankUpdate, RowScale, TapMix, WeightExpression, Whole, widen
+from ..weights import BasisMix, LowRankUpdate, RowScale, TapMix, Term, WeightExpression, widen
 from .batch import Batch, per_channel
 from .norm import Operand, channels
-from .rule import Layer, Plan, expand, on_activations, plan
+from .rule import Dense, Layer, plan, split
 
 __all__ = ["HANDLERS", "widen_padding"]
 
@@ -114,21 +114,11 @@ def _run(
         y = call(x, weight.dense(), grow=weight.grow)
     elif batch.rows:
         dense = weight.dense()
-        parts = [
-            call(x.index_select(0, rows), w, grow=weight.grow) for rows, w in zip(batch.rows, dense, strict=True)
-        ]
+        parts = [call(x.index_select(0, rows), w, grow=weight.grow) for rows, w in zip(batch.rows, dense, strict=True)]
         y = batch.restore(parts)
     else:
         y = _routed(call, batch, where, x, weight)
     return channels(batch, y, None, bias)
-
-
-def _positions(call: Convolution, x: Tensor, weight: WeightExpression) -> int:
-    """Output positions of one sample (of a transposed convolution, input positions: its work is there)."""
-    kernel = weight.base.shape[2:]
-    if call.transposed:
-        return math.prod(x.shape[2:])
-    return math.prod(_extents(call, x, kernel))
 
 
 def _extents(call: Convolution, x: Tensor, kernel: Sequence[int]) -> list[int]:
@@ -140,55 +130,36 @@ def _extents(call: Convolution, x: Tensor, kernel: Sequence[int]) -> list[int]:
     return out
 
 
-def choose(call: Convolution, x: Tensor, weight: WeightExpression) -> Plan:
-    """The rule's word on this layer."""
+def _routed(call: Convolution, batch: Batch, where: str, x: Tensor, weight: WeightExpression) -> Tensor:
+    chosen = plan(weight, _layer(call, x, weight))
+    moved, left = split(batch, where, weight, chosen, call.transposed)
+    if not moved:
+        return _dense(call, x, weight.dense(), weight.grow, chosen.dense)
+    y = _factored(call, x, weight, moved)
+    return y + _dense(call, x, weight.total(None, left), weight.grow, chosen.dense) if left else y
+
+
+def _layer(call: Convolution, x: Tensor, weight: WeightExpression) -> Layer:
+    """What the rule looks at."""
     first, second = weight.base.shape[:2]
     g = call.groups
     outputs, inputs = (second, first // g) if call.transposed else (first // g, second)
-    taps = math.prod(weight.base.shape[2:])
-    grown = math.prod(k + 2 * n for k, n in zip(weight.base.shape[2:], weight.grow, strict=False)) or taps
-    tracing = torch.compiler.is_exporting()
-    return plan(
-        weight, Layer(_positions(call, x, weight), g, outputs, inputs, taps, grown, call.transposed, tracing)
-    )
+    kernel = weight.base.shape[2:]
+    grown = math.prod(k + 2 * n for k, n in zip(kernel, weight.grow, strict=True)) if any(weight.grow) else 0
+    # The work of a transposed convolution is at its input's positions.
+    positions = math.prod(x.shape[2:] if call.transposed else _extents(call, x, kernel))
+    return Layer(
+        positions, g, outputs, inputs, math.prod(kernel), grown or math.prod(kernel), call.transposed,
+        torch.compiler.is_exporting(),
+    )  # fmt: skip
 
 
-def _routed(call: Convolution, batch: Batch, where: str, x: Tensor, weight: WeightExpression) -> Tensor:
-    moved = [t for t in weight.terms if _moves(t, call)]
-    route = choose(call, x, weight).route
-    numbers, itemsize = weight.base.numel(), weight.base.element_size()
-    too_large = batch.size * numbers * itemsize > batch.memory_limit
-    whole = any(isinstance(t, Whole) for t in weight.terms)
-    if whole or not moved or (route != "factored" and not too_large):
-        batch.check_memory(
-            numbers, itemsize, where, "use LowRank, Warp or Scale here, which need no dense weight, or one θ for all"
-        )
-        return _dense(call, x, weight.dense(), weight.grow)
-    y = _factored(call, x, weight, moved)
-    left = [t for t in weight.terms if t not in moved]
-    if left:
-        batch.check_memory(numbers, itemsize, where, "deselect the layer, or give one θ for the whole batch")
-        y = y + _dense(call, x, weight.total(None, left), weight.grow)
-    return y
-
-
-def _moves(term: Any, call: Convolution) -> bool:
-    """Can this call do the term's work on the activations?"""
-    layer = Layer(1, 1, 1, 1, 1, 1, call.transposed)
-    return on_activations(term, layer)
-
-
-def _dense(call: Convolution, x: Tensor, dense: Tensor, grow: Sequence[int]) -> Tensor:
+def _dense(call: Convolution, x: Tensor, dense: Tensor, grow: Sequence[int], route: Dense) -> Tensor:
     """One dense weight per sample `(B, *S)`: a product over patches, or a grouped convolution."""
-    out, size = math.prod(dense.shape[3:]), x.shape[0]
-    inputs = x.shape[1] // call.groups
-    if not call.transposed:
-        extents = _extents(call, x, [k - 2 * n for k, n in zip(dense.shape[3:], grow or (0,) * call.dims, strict=True)])
-        positions = math.prod(extents)
-        small = out == 1 or x.shape[1] <= 3 or positions < dense.shape[1] // call.groups
-        if (small and inputs > 1) or torch.compiler.is_exporting():
-            return _product(call, x, dense, grow)
+    if route == "product":
+        return _product(call, x, dense, grow)
     # The samples become groups: (B·C) input channels, each sample's weight on its own.
+    size = x.shape[0]
     merged = x.reshape(1, size * x.shape[1], *x.shape[2:])
     y = call(merged, dense.reshape(-1, *dense.shape[2:]), groups=size * call.groups, grow=grow)
     return y.reshape(size, -1, *y.shape[2:])
@@ -230,7 +201,7 @@ def _patches(call: Convolution, x: Tensor, kernel: Sequence[int], grow: Sequence
     return torch.stack(pieces, 2)
 
 
-def _factored(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequence[Any]) -> Tensor:
+def _factored(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequence[Term]) -> Tensor:
     """The frozen convolution, and each term's work on the activations.
 
     conv(x, W + s⊙W + U g V + W D) = (1 + s) ⊙ conv(x, W) + U (g ⊙ conv(x, V)) + W (D conv x)

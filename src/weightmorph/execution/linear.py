@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..weights import LowRankUpdate, RowScale, TapMix, Term, WeightExpression, Whole
+from ..weights import BasisMix, LowRankUpdate, RowScale, TapMix, Term, WeightExpression
 from .batch import Batch
 from .norm import Operand, values
-from .rule import Layer, Plan, expand, plan
+from .rule import Layer, plan, split
 
 __all__ = ["HANDLERS", "linear"]
 
@@ -40,31 +40,14 @@ def _bucketed(batch: Batch, x: Tensor, weight: WeightExpression) -> Tensor:
     return batch.restore(parts)
 
 
-def choose(x: Tensor, weight: WeightExpression) -> Plan:
-    """The rule's word on this layer."""
-    o, i = weight.base.shape
-    positions = x.numel() // (x.shape[0] * i) if x.dim() > 2 else 1
-    return plan(weight, Layer(positions, 1, o, i, 1, 1))
-
-
 def _routed(batch: Batch, where: str, x: Tensor, weight: WeightExpression) -> Tensor:
-    structured = [t for t in weight.terms if isinstance(t, RowScale | LowRankUpdate | TapMix)]
-    route = choose(x, weight).route
     o, i = weight.base.shape
-    over = batch.size * o * i * weight.base.element_size() > batch.memory_limit
-    if not structured or (route != "factored" and not over):
-        batch.check_memory(
-            o * i, weight.base.element_size(), where, "use LowRank, Warp or Scale here, which need no dense weight"
-        )
+    positions = x.shape[1:-1].numel()
+    moved, left = split(batch, where, weight, plan(weight, Layer(positions, 1, o, i, 1, 1)))
+    if not moved:
         return _product(x, weight.dense())
-    if any(isinstance(t, Whole) for t in weight.terms):
-        return _product(x, weight.dense())
-    y = _factored(x, weight, structured)
-    left = [t for t in weight.terms if t not in structured]
-    if left:
-        batch.check_memory(o * i, weight.base.element_size(), where, "give one θ for the whole batch")
-        y = y + _product(x, weight.total(None, left))
-    return y
+    y = _factored(x, weight, moved)
+    return y + _product(x, weight.total(None, left)) if left else y
 
 
 def _product(x: Tensor, dense: Tensor) -> Tensor:
@@ -73,6 +56,7 @@ def _product(x: Tensor, dense: Tensor) -> Tensor:
 
 
 def _factored(x: Tensor, weight: WeightExpression, terms: list[Term]) -> Tensor:
+    """x(W + s⊙W + U g V + W D)ᵀ = (1 + s) ⊙ xWᵀ + ((xVᵀ) ⊙ g) Uᵀ + (x Dᵀ) Wᵀ."""
     y = F.linear(x, weight.base)
 
     def gain(value: Tensor) -> Tensor:
@@ -88,6 +72,9 @@ def _factored(x: Tensor, weight: WeightExpression, terms: list[Term]) -> Tensor:
             t = term.slot.n_taps
             rows = x.reshape(x.shape[0], -1, t) @ term.mix.to(x.dtype).transpose(1, 2)
             total = total + F.linear(rows.reshape(x.shape), weight.base)
+        elif isinstance(term, BasisMix):
+            outputs = torch.stack([F.linear(x, w) for w in term.bank], -1)
+            total = total + (outputs * gain(term.mix).unsqueeze(-2)).sum(-1)
     return total
 
 

@@ -14,19 +14,24 @@ from typing import Literal
 import torch
 
 from ..slots import Slot
-from ..weights import BasisMix, LowRankUpdate, RowScale, TapMix, Term, WeightExpression
+from ..weights import BasisMix, LowRankUpdate, RowScale, TapMix, Term, WeightExpression, Whole
 from .batch import Batch
 
-__all__ = ["Layer", "Plan", "Route", "expand", "plan"]
+__all__ = ["Dense", "Layer", "Plan", "Route", "expand", "on_activations", "plan", "split"]
 
-Route = Literal["shared", "bucketed", "factored", "grouped", "product"]
+Dense = Literal["grouped", "product"]
+Route = Literal["factored", "grouped", "product"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The route of one layer, its cost relative to the frozen layer, and why."""
+    """The route of one layer, its cost relative to the frozen layer, and why.
+
+    `dense` is the route of terms that need a dense weight per sample, also beside factored ones.
+    """
 
     route: Route
+    dense: Dense
     cost: float
     reason: str
 
@@ -64,12 +69,12 @@ def expand(batch: Batch, expression: WeightExpression) -> WeightExpression:
     return expression if batch.index is None or not expression.batch else expression.take(batch.index)
 
 
-def on_activations(term: Term, layer: Layer) -> bool:
+def on_activations(term: Term, transposed: bool = False) -> bool:
     """Can the term's work be done on the activations?"""
     if isinstance(term, LowRankUpdate):
         return not term.slot.depthwise
     if isinstance(term, TapMix):
-        return not layer.transposed
+        return not transposed
     return isinstance(term, RowScale | BasisMix)
 
 
@@ -113,21 +118,48 @@ def plan(expression: WeightExpression, layer: Layer) -> Plan:
     small = layer.taps == 1 or layer.inputs * layer.groups <= 3 or layer.positions < layer.outputs
     # A grouped convolution with a symbolic number of groups cannot be exported.
     product = (small or layer.tracing) and not layer.transposed
+    route: Dense = "product" if product else "grouped"
     wide = layer.frozen * layer.grown / layer.taps
     if product:
         applied = 1.5 * wide + 2.0 * layer.positions * layer.groups * layer.inputs * layer.grown
     else:
         applied = (1.2 if not small else 6.0) * wide
-    made = sum(_make(t, layer) for t in terms)
-    dense = Plan("product" if product else "grouped", (applied + made) / layer.frozen, "")
+    dense = (applied + sum(_make(t, layer) for t in terms)) / layer.frozen
 
-    moved = [t for t in terms if on_activations(t, layer)]
-    left = [t for t in terms if not on_activations(t, layer)]
+    moved = [t for t in terms if on_activations(t, layer.transposed)]
+    left = [t for t in terms if not on_activations(t, layer.transposed)]
+    if not moved or any(isinstance(t, Whole) for t in terms):
+        return Plan(route, route, dense, f"{dense:.2f}x the frozen layer, no term has structure")
     cost = layer.frozen + sum(_move(t, layer) for t in moved)
     if left:
         cost += applied + sum(_make(t, layer) for t in left)
     factored = cost / layer.frozen
-    if moved and factored < dense.cost:
-        return Plan("factored", factored, f"{factored:.2f}x the frozen layer against {dense.cost:.2f}x dense")
-    why = f"against {factored:.2f}x factored" if moved else "no term has structure"
-    return Plan(dense.route, dense.cost, f"{dense.cost:.2f}x the frozen layer, {why}")
+    if factored < dense:
+        return Plan("factored", route, factored, f"{factored:.2f}x the frozen layer against {dense:.2f}x dense")
+    return Plan(route, route, dense, f"{dense:.2f}x the frozen layer against {factored:.2f}x factored")
+
+
+def split(
+    batch: Batch, where: str, expression: WeightExpression, chosen: Plan, transposed: bool = False
+) -> tuple[list[Term], list[Term]]:
+    """The terms that go on the activations and those that need a dense weight per sample; none of the first if all do.
+
+    Where a dense weight would take more memory than the limit, the factored route is taken whatever it costs.
+
+    Raises:
+        MemoryLimitError: if there is no such way round.
+    """
+    terms = expression.terms
+    moved = [t for t in terms if on_activations(t, transposed)]
+    left = [t for t in terms if not on_activations(t, transposed)]
+    whole = any(isinstance(t, Whole) for t in terms)
+    numbers, itemsize = expression.base.numel(), expression.base.element_size()
+    if chosen.route == "factored" or (not whole and not left and batch.too_large(numbers, itemsize)):
+        if not left:
+            return moved, left
+        advice = "leave out the family that makes it, deselect the layer, or give one θ for the whole batch"
+    else:
+        moved, left = [], list(terms)
+        advice = "use LowRank, Warp or Scale here, which need no dense weight, or give one θ for the whole batch"
+    batch.check_memory(numbers, itemsize, where, advice)
+    return moved, left

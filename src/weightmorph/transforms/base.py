@@ -80,7 +80,7 @@ class WeightTransform(nn.Module):
 
     @abstractmethod
     def delta(self, weight: Tensor, code: Tensor) -> Term:
-        """$\\Delta(W, c)$ as a term."""
+        r"""$\\Delta(W, c)$ as a term."""
 
     def forward(self, weight: Tensor, code: Tensor) -> WeightExpression:
         """`(*S), (*B, K) -> W(θ)`; `.dense()` of the result is the tensor."""
@@ -108,7 +108,7 @@ class WeightTransform(nn.Module):
 
 
 class Sum(WeightTransform):
-    """Several transforms of one weight, added: $W + \\sum_i \\Delta_i$. Written with `+`."""
+    r"""Several transforms of one weight, added: $W + \\sum_i \\Delta_i$. Written with `+`."""
 
     family = "sum"
 

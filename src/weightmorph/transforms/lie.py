@@ -62,7 +62,27 @@ class Lie(WeightTransform):
         u = self.space.coordinates(code) if self.space is not None else code - home
         exponent = torch.tensordot(u, self.generator, 1)
         one = torch.eye(self.slot.n_taps, dtype=code.dtype, device=code.device)
-        return TapMix(self.slot, weight, anchored(torch.linalg.matrix_exp(exponent) - one, code, home))
+        return TapMix(self.slot, weight, anchored(exponential(exponent) - one, code, home))
 
     def config(self) -> dict[str, Any]:
         return {"type": "Lie", "max_taps": self.max_taps}
+
+
+def exponential(matrix: Tensor) -> Tensor:
+    r"""The matrix exponential: `(*B, n, n) -> (*B, n, n)`.
+
+    While exporting it is written out in products, for the exchange formats do not know it: a Taylor polynomial of
+    $X / 2^s$, squared s times. The polynomial's order and s are fixed, since a graph cannot look at its values; in
+    float64 they give float32's digits up to $\lVert X \rVert = 100$, where $e^X$ has long ceased to be a weight.
+    """
+    if not torch.compiler.is_exporting():
+        return torch.linalg.matrix_exp(matrix)
+    squarings, order = 10, 8
+    small = matrix.to(torch.float64) / 2**squarings
+    one = torch.eye(matrix.shape[-1], dtype=small.dtype, device=small.device)
+    value = one
+    for k in range(order, 0, -1):
+        value = one + small @ value / k
+    for _ in range(squarings):
+        value = value @ value
+    return value.to(matrix.dtype)

@@ -98,8 +98,8 @@ class PerFilter(WeightTransform):
         if not isinstance(out, Tensor) or out.shape != rows.shape:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise TransformError(
-                f"layer {self.slot.layer or self.slot.name!r}: {type(self.module).__name__} must give new taps of shape "
-                f"{tuple(rows.shape)}, got {got}"
+                f"layer {self.slot.layer or self.slot.name!r}: {type(self.module).__name__} must give new taps of "
+                f"shape {tuple(rows.shape)}, got {got}"
             )
         return out.reshape(*batch, f, t)
 
@@ -126,7 +126,7 @@ class PerFilter(WeightTransform):
 
 
 class _Bilinear(nn.Module):
-    """$m(w, c) = \\sum_k c_k L_k w$, with $L$ starting at zero."""
+    r"""$m(w, c) = \\sum_k c_k L_k w$, with $L$ starting at zero."""
 
     def __init__(self, taps: int, code_dim: int) -> None:
         super().__init__()

@@ -17,6 +17,8 @@ References:
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -43,6 +45,11 @@ def resampling(
     The map acts on the last two axes of a position; one-dimensional taps lie on the x axis, and the depth of a
     volume stays. `shift` is how many taps one pixel of the map's translation moves a position by, None for none.
     """
+    dtype = plane.dtype
+    if plane.device.type != "mps":
+        # Sites that lie close together (zooming in) make the equations sensitive: float32 keeps three digits, and
+        # another runtime's exp or solver would show.
+        sources, targets, plane = sources.to(torch.float64), targets.to(torch.float64), plane.to(torch.float64)
     back = inverse(plane)
     n = targets.shape[-1]
     moved = targets
@@ -59,26 +66,27 @@ def resampling(
     among = among + nugget * torch.eye(among.shape[-1], dtype=among.dtype, device=among.device)
     across = covariance(_squared_distance(sites, sources), length)
     ones = torch.ones_like(across[..., :1])
-    solved = solve(among, torch.cat((across, ones), -1))
+    solved = solve(among, torch.cat((across, ones), -1), nugget)
     weights, unit = solved[..., :-1], solved[..., -1:]
     # The Lagrange multiplier of the constraint: what is missing to one is spread as `unit` says.
     missing = 1 - weights.sum(-2, keepdim=True)
-    return (weights + unit * (missing / unit.sum(-2, keepdim=True))).transpose(-1, -2)
+    return (weights + unit * (missing / unit.sum(-2, keepdim=True))).transpose(-1, -2).to(dtype)
 
 
-def solve(matrix: Tensor, right: Tensor) -> Tensor:
-    """`matrix⁻¹ right` for a symmetric positive definite `(*B, n, n)`.
+def solve(matrix: Tensor, right: Tensor, smallest: float) -> Tensor:
+    r"""`matrix⁻¹ right` for a symmetric positive definite `(*B, n, n)` with a unit diagonal, up to `smallest`.
 
-    While exporting, elimination is written out in elementary operations (it needs no pivots here), for the exchange
-    formats know no linear solver.
+    While exporting, the inverse is found by Newton's iteration $X \leftarrow X (2I - A X)$, for the exchange formats
+    know no linear solver. No eigenvalue of A exceeds n and none is below `smallest`, which bounds the steps.
     """
     if not torch.compiler.is_exporting():
         return torch.linalg.solve(matrix, right)
-    full = torch.cat((matrix, right), -1)
     n = matrix.shape[-1]
-    for k in range(n):
-        pivot = full[..., k : k + 1, :] / full[..., k : k + 1, k : k + 1]
-        factor = full[..., :, k : k + 1]
-        keep = torch.arange(n, device=full.device).unsqueeze(-1) != k
-        full = torch.where(keep, full - factor * pivot, pivot)
-    return full[..., n:]
+    one = torch.eye(n, dtype=matrix.dtype, device=matrix.device)
+    # The error starts at 1 - smallest / n, and every step squares it.
+    steps = math.ceil(math.log2(n / max(smallest, 1e-9))) + 6
+    inverse_ = one / matrix.abs().sum(-1, keepdim=True).amax(-2, keepdim=True)
+    for _ in range(steps):
+        inverse_ = inverse_ @ (2 * one - matrix @ inverse_)
+    guess = inverse_ @ right
+    return guess + inverse_ @ (right - matrix @ guess)

@@ -60,7 +60,7 @@ class Warp(WeightTransform):
         grow: int | Literal["auto"] = "auto",
         max_learned: int = 25,
         max_taps: int = 256,
-        length: float = 3.0,
+        length: float = 2.0,
         nugget: float = 1e-3,
     ) -> None:
         super().__init__()
