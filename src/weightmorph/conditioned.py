@@ -195,7 +195,7 @@ class Conditioned(nn.Module):
         self._make_weights(scope, theta, tracing)
         root = self._fixed[1] if tracing else self._clone(scope)
         try:
-            return _checked(root(*args, **kwargs))
+            return _refuse_weights(root(*args, **kwargs))
         finally:
             if tracing:  # an eager scope must outlive the call: checkpointed blocks are recomputed from it
                 scope.made, scope.remake, scope.batch = {}, None, None
@@ -403,10 +403,10 @@ def _widen(layer: nn.modules.conv._ConvNd, grow: Sequence[int]) -> None:
         layer._reversed_padding_repeated_twice = [p for p in reversed(layer.padding) for _ in (0, 1)]
 
 
-def _checked(output: Any) -> Any:
+def _refuse_weights(output: Any) -> Any:
     """An output must not hold a weight: it would carry a hidden batch axis."""
     if isinstance(output, StandIn):
-        raise ExecutionError(
-            f"the base returns {output!r}, a function of its weights alone; read it with model.weights(…)"
-        )
+        raise ExecutionError(f"the base returns {output!r}, a weight; read it with model.weights(…)")
+    for item in output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else ():
+        _refuse_weights(item)
     return output

@@ -375,7 +375,8 @@ class LogInterval(_Range):
         super().__init__(low, *args, **kwargs)
 
     def _forward(self, value: Tensor) -> Tensor:
-        return torch.log(value / self.anchor_value)
+        # Not by a Python number: some kernels multiply by its reciprocal, and a * (1 / a) need not be 1.
+        return torch.log(value / torch.full_like(value, self.anchor_value))
 
     def _backward(self, coordinate: Tensor) -> Tensor:
         return torch.exp(coordinate) * self.anchor_value

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..errors import BatchSizeError, MemoryLimitError
+from ..errors import BatchSizeError, ConditioningWarning, MemoryLimitError
 
 __all__ = ["DEFAULT_MEMORY_LIMIT", "Batch", "per_channel"]
 
@@ -22,7 +23,7 @@ class Batch:
 
     `rows`, where few settings are distinct, holds one index tensor per setting: the samples that have it. The
     expressions then have one row per *setting*; `index` leads from samples to settings, and `inverse` puts outputs that
-    were computed setting by setting back in order.
+    were computed setting by setting back in order. `probed`: the base was seen to keep the batch first.
     """
 
     size: int
@@ -51,6 +52,13 @@ class Batch:
                 f"{where}: under one θ per sample expected a batch of {self.size} first, got an input of shape "
                 f"{tuple(getattr(x, 'shape', ()))}; a layer before it has folded or moved the batch dimension. Give "
                 "one θ for the whole batch, or deselect this layer with select="
+            )
+        if not self.probed and dims is None and x.dim() == 3 and x.shape[1] == self.size:
+            warnings.warn(
+                f"{where}: cannot tell whether the first axis or the second of an input of shape {tuple(x.shape)} is "
+                "the batch; taking the first. Pass example= to condition(), and it is found out once",
+                ConditioningWarning,
+                stacklevel=2,
             )
 
     def too_large(self, numbers: int, itemsize: int) -> bool:

@@ -113,7 +113,7 @@ def _operator(name: str) -> Callable[..., Any]:
 # Python looks operators up on the class, past __getattr__.
 for _name in (
     "__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __pow__ __rpow__ __matmul__ "
-    "__rmatmul__ __neg__ __abs__ __getitem__"
+    "__rmatmul__ __neg__ __abs__ __getitem__ __float__ __int__ __bool__"
 ).split():
     setattr(StandIn, _name, _operator(_name))
 

@@ -78,11 +78,13 @@ def exponential(matrix: Tensor) -> Tensor:
     if not torch.compiler.is_exporting():
         return torch.linalg.matrix_exp(matrix)
     squarings, order = 10, 8
-    small = matrix.to(torch.float64) / 2**squarings
-    one = torch.eye(matrix.shape[-1], dtype=small.dtype, device=small.device)
-    value = one
-    for k in range(order, 0, -1):
-        value = one + small @ value / k
+    n = matrix.shape[-1]
+    # One batch axis and bmm, for `@` on a symbolic batch traces to four operations in place of one.
+    small = matrix.to(torch.float64).reshape(-1, n, n) / 2**squarings
+    one = torch.eye(n, dtype=small.dtype, device=small.device)
+    value = one + small / order
+    for k in range(order - 1, 0, -1):
+        value = torch.baddbmm(one, small, value, alpha=1 / k)
     for _ in range(squarings):
-        value = value @ value
-    return value.to(matrix.dtype)
+        value = torch.bmm(value, value)
+    return value.reshape(matrix.shape).to(matrix.dtype)

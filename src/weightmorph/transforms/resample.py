@@ -82,11 +82,13 @@ def solve(matrix: Tensor, right: Tensor, smallest: float) -> Tensor:
     if not torch.compiler.is_exporting():
         return torch.linalg.solve(matrix, right)
     n = matrix.shape[-1]
-    one = torch.eye(n, dtype=matrix.dtype, device=matrix.device)
+    # One batch axis and bmm, for `@` on a symbolic batch traces to four operations in place of one.
+    a, b = matrix.reshape(-1, n, n), right.reshape(-1, n, right.shape[-1])
+    one = torch.eye(n, dtype=a.dtype, device=a.device)
     # The error starts at 1 - smallest / n, and every step squares it.
     steps = math.ceil(math.log2(n / max(smallest, 1e-9))) + 6
-    inverse_ = one / matrix.abs().sum(-1, keepdim=True).amax(-2, keepdim=True)
+    inverse_ = one / a.abs().sum(-1, keepdim=True).amax(-2, keepdim=True)
     for _ in range(steps):
-        inverse_ = inverse_ @ (2 * one - matrix @ inverse_)
-    guess = inverse_ @ right
-    return guess + inverse_ @ (right - matrix @ guess)
+        inverse_ = torch.bmm(inverse_, torch.baddbmm(2 * one, a, inverse_, alpha=-1))
+    guess = torch.bmm(inverse_, b)
+    return (guess + torch.bmm(inverse_, torch.baddbmm(b, a, guess, alpha=-1))).reshape(right.shape)

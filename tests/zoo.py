@@ -1,0 +1,238 @@
+"""The families and the networks that the laws are tested on. A new family joins FAMILIES and inherits them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import weightmorph as wm
+from weightmorph.execution import convolution, linear, rule
+from weightmorph.execution.rule import Plan
+
+FAMILIES: dict[str, Callable[[], wm.WeightTransform]] = {
+    "warp": lambda: wm.Warp(),
+    "warp_grown": lambda: wm.Warp(grow=1),
+    "lowrank": lambda: wm.LowRank(2),
+    "scale": lambda: wm.Scale(),
+    "subspace": lambda: wm.Subspace(2),
+    "lie": lambda: wm.Lie(),
+    "perfilter_linear": lambda: wm.PerFilter("linear"),
+    "perfilter_mlp": lambda: wm.PerFilter("mlp"),
+    "custom": lambda: wm.Custom(Bend(), anchored=True),
+    "sum": lambda: wm.Warp() + wm.LowRank(2) + wm.Scale(),
+    "everything": lambda: wm.Warp() + wm.LowRank(2) + wm.Scale() + wm.Subspace(2) + wm.PerFilter("linear"),
+}
+
+
+class Bend(nn.Module):
+    """A user's own transform: any smooth function of weight and code will do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.amount = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, weight: Tensor, code: Tensor) -> Tensor:
+        shape = (*code.shape[:-1], *(1,) * weight.dim())
+        return weight + self.amount * torch.sin(weight + code[..., :1].reshape(shape))
+
+
+class Standardised(nn.Conv2d):
+    """Weight standardisation: functions of the weight alone come before the convolution."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight
+        mean = w.mean(dim=(1, 2, 3), keepdim=True)
+        centred = w - mean
+        scale = centred.flatten(1).std(dim=1).reshape(-1, 1, 1, 1) + 1e-5
+        return F.conv2d(x, centred / scale, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Same(nn.Conv2d):
+    """Pads like TensorFlow before it convolves."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class Gain(nn.Module):
+    """A weight that multiplies the input, consumed by an operator and not by a layer's function."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.randn(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain + torch.tanh(self.gain)
+
+
+class Twice(nn.Module):
+    """One layer called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(torch.relu(self.layer(x)))
+
+
+class Bilinear(nn.Module):
+    """A function that nobody knows, with the input batch first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Bilinear(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x, x.flip(-1))
+
+
+IMAGE, LINE, VOLUME = (3, 7, 6), (3, 9), (2, 5, 4, 6)
+
+
+def _norms(kind: str) -> nn.Module:
+    made: dict[str, Callable[[], nn.Module]] = {
+        "batch": lambda: nn.BatchNorm2d(4),
+        "group": lambda: nn.GroupNorm(2, 4),
+        "instance": lambda: nn.InstanceNorm2d(4, affine=True),
+        "layer": lambda: nn.LayerNorm((4, 7, 6)),
+    }
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), made[kind](), nn.ReLU(), nn.Conv2d(4, 2, 3))
+
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "conv2d": (lambda: nn.Conv2d(3, 4, 3), IMAGE),
+    "conv2d_nobias_padded": (lambda: nn.Conv2d(3, 4, 3, padding=1, bias=False), IMAGE),
+    "conv2d_stride": (lambda: nn.Conv2d(3, 4, 3, stride=2, padding=1), IMAGE),
+    "conv2d_dilated": (lambda: nn.Conv2d(3, 4, (3, 2), padding=(2, 1), dilation=2), IMAGE),
+    "conv2d_even_kernel": (lambda: nn.Conv2d(3, 4, (4, 2), padding=1), IMAGE),
+    "conv2d_same": (lambda: nn.Conv2d(3, 4, (3, 5), padding="same"), IMAGE),
+    "conv2d_valid": (lambda: nn.Conv2d(3, 4, 3, padding="valid"), IMAGE),
+    "conv2d_reflect": (lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), IMAGE),
+    "conv2d_circular": (lambda: nn.Conv2d(3, 4, 3, padding=(1, 2), padding_mode="circular"), IMAGE),
+    "conv2d_groups": (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 3, groups=2)), IMAGE),
+    "conv2d_depthwise": (lambda: nn.Conv2d(3, 3, 3, groups=3, stride=2, padding=1), IMAGE),
+    "conv2d_multiplier": (lambda: nn.Conv2d(3, 6, 3, groups=3, bias=False), IMAGE),
+    "conv2d_many_inputs": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3, padding=1)), IMAGE),
+    "conv2d_1x1_and_3x3": (lambda: nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 2, 3)), IMAGE),
+    "conv1d": (lambda: nn.Conv1d(3, 4, 5, padding=2, stride=2), LINE),
+    "conv1d_depthwise": (lambda: nn.Conv1d(3, 3, 3, groups=3, dilation=2), LINE),
+    "conv3d": (lambda: nn.Conv3d(2, 4, 3, padding=1), VOLUME),
+    "conv3d_groups_stride": (lambda: nn.Conv3d(2, 4, (1, 3, 3), groups=2, stride=(1, 2, 2), bias=False), VOLUME),
+    "transposed1d": (lambda: nn.ConvTranspose1d(3, 4, 4, stride=2, padding=1), LINE),
+    "transposed2d": (lambda: nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1, output_padding=1), IMAGE),
+    "transposed2d_groups": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, 3, groups=2, dilation=2, bias=False)),
+        IMAGE,
+    ),
+    "transposed3d": (lambda: nn.ConvTranspose3d(2, 3, 2, stride=2), VOLUME),
+    "linear": (lambda: nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4, bias=False)), (6,)),
+    "linear_tokens": (lambda: nn.Linear(6, 5), (3, 6)),
+    "linear_over_map": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 5)),
+        IMAGE,
+    ),
+    "batchnorm": (lambda: _norms("batch"), IMAGE),
+    "groupnorm": (lambda: _norms("group"), IMAGE),
+    "instancenorm": (lambda: _norms("instance"), IMAGE),
+    "layernorm": (lambda: _norms("layer"), IMAGE),
+    "batchnorm1d": (lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)), (6,)),
+    "layernorm_tokens": (lambda: nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3)), (4, 6)),
+    "rmsnorm": (lambda: nn.Sequential(nn.Linear(6, 5), nn.RMSNorm(5), nn.Linear(5, 3)), (4, 6)),
+    "standardised": (lambda: Standardised(3, 4, 3, padding=1), IMAGE),
+    "own_padding": (lambda: Same(3, 4, 3, stride=2), (3, 8, 6)),
+    "called_twice": (Twice, IMAGE),
+}
+
+ROUTES = ("rule", "factored", "dense", "product", "bucketed")
+
+
+def base(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
+    """A network in float64 with statistics that are not trivial, and a batch of six inputs for it."""
+    torch.manual_seed(seed)
+    make, shape = LAYERS[name]
+    net = make().double()
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2.0)
+            if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
+                for parameter in module.parameters():
+                    parameter.normal_()
+    return net, torch.randn(6, *shape, dtype=torch.float64)
+
+
+def space(name: str) -> dict[str, wm.parameters.Parameter]:
+    """Parameters that make sense for the network: a turn where there is a plane, a stretch on a line."""
+    _, shape = LAYERS[name]
+    angle = wm.Angle("deg", harmonics=2)
+    if len(shape) == 2:
+        return {"stretch": wm.LogInterval(0.5, 2.0, affine="zoom"), "knob": wm.Interval(-1.0, 1.0, order=2)}
+    return {"angle": angle, "zoom": wm.LogInterval(0.5, 2.0, order=2, affine="zoom")}
+
+
+def settings(name: str, size: int = 6, distinct: int | None = None) -> dict[str, Tensor]:
+    """One θ per sample, `distinct` of them different."""
+    generator = torch.Generator().manual_seed(7)
+    theta = wm.ParameterSpace(space(name)).sample(distinct or size, generator)
+    return {key: value.double().repeat(size // len(value) + 1)[:size] for key, value in theta.items()}
+
+
+def conditioned(name: str, family: str, *, select: object = None, seed: int = 0) -> tuple[wm.Conditioned, Tensor]:
+    """A conditioned network whose transform is no longer at its start; skips what a family does not apply to."""
+    net, x = base(name, seed)
+    model = wm.condition(net, space(name), FAMILIES[family](), select=select, example=x[:2])  # type: ignore[arg-type]
+    shake(model)
+    return model, x
+
+
+def shake(model: nn.Module, amount: float = 0.2, seed: int = 1) -> None:
+    """Move every trainable number away from its start."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += amount * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter)
+
+
+def applies(name: str, family: str) -> bool:
+    """Does the family want any tensor of the network?"""
+    net, x = base(name)
+    try:
+        wm.condition(net, space(name), FAMILIES[family](), example=x[:2])
+    except wm.errors.SelectionError:
+        return False
+    return True
+
+
+CASES = [(layer, family) for layer in LAYERS for family in FAMILIES]
+
+
+def one_by_one(model: wm.Conditioned, x: Tensor, theta: dict[str, Tensor]) -> Tensor:
+    """The oracle: bake each sample's network and call it on that sample."""
+    outputs = []
+    for i in range(len(x)):
+        plain = model.bake(**{name: float(value[i]) for name, value in theta.items()})
+        outputs.append(plain(x[i : i + 1]))
+    return torch.cat(outputs)
+
+
+@contextmanager
+def forced(route: str) -> Iterator[None]:
+    """Take one route wherever it exists, whatever the rule says."""
+    if route in ("rule", "bucketed"):
+        yield
+        return
+
+    def choose(expression: object, layer: rule.Layer) -> Plan:
+        chosen = rule.plan(expression, layer)  # type: ignore[arg-type]
+        dense = "product" if route == "product" and not layer.transposed else "grouped"
+        return Plan("factored" if route == "factored" else dense, dense, chosen.cost, "forced")  # type: ignore[arg-type]
+
+    with mock.patch.object(convolution, "plan", choose), mock.patch.object(linear, "plan", choose):
+        yield
