@@ -154,7 +154,7 @@ def test_law_3_batchnorm_without_running_statistics_is_refused_per_sample() -> N
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False))
     model = wm.condition(net, {"angle": wm.Angle()}, wm.Scale())
     x = torch.randn(4, 1, 5, 5)
-    with pytest.raises(wm.errors.ExecutionError, match="'1'.*running statistics"):
+    with pytest.raises(wm.errors.ExecutionError, match=r"'1'.*running statistics"):
         model(x, angle=[0.0, 1.0, 2.0, 3.0])
     assert model(x, angle=3.0).shape == (4, 2, 3, 3)
 

@@ -278,7 +278,7 @@ class Conditioned(nn.Module):
     def _refuse_folded(self) -> None:
         if self.folded:
             raise BatchSizeError(
-                f"layer {self.folded[0]!r} reads an input whose first axis is not the batch (seen with the example at "
+                f"layer {self.slots[self.folded[0]].layer!r} reads an input whose first axis is not the batch (seen with the example at "
                 f"two batch sizes; {len(self.folded)} such tensors), so it cannot have one θ per sample. Give one θ "
                 "for the whole batch, or deselect it with select="
             )

@@ -47,7 +47,7 @@ def sentence(found: Evaluation) -> str:
     word = "accuracy" if found.metric == "accuracy" else "score"
     rivals = sorted((rival for rival in found.rows if rival is not row), key=lambda rival: -rival.mean)
     reaches = (
-        f"reaches {found.text(row.mean)} on average over {', '.join(found.grid)} ({found.text(row.worst)} at worst)"
+        f"reaches {found.text(row.mean)} on average over {' and '.join(found.grid)} ({found.text(row.worst)} at worst)"
     )
     named = rivals[0] if rivals and row.role in ("conditioned", "frozen") else ours
     # The rule may pass over a higher mean, because the noise would explain it; that one is named too.
@@ -71,7 +71,7 @@ def sentence(found: Evaluation) -> str:
     clean = found.text(row.clean)
     if row is ours:
         against = f" {_against(found, row, named)}" if rivals else ""
-        undone = " and the transform cannot be undone on the input" if "inverse" in found.absent else ""
+        undone = ", and the transform cannot be undone on the input" if "inverse" in found.absent else ""
         return (
             f"Prefer the conditioned network: it {reaches}{against}{undone}{also}; its clean {word} is {clean}, and it "
             f"has {_numbers(row)} trainable numbers."

@@ -190,7 +190,7 @@ class Evaluation:
                     f"{self.text(row.worst)} at {self.at(row.worst_at)}",
                     self.text(row.clean),
                     "–" if row.trainable is None else f"{row.trainable:,}",
-                    "–" if row.seconds is None else f"{row.seconds:,.{0 if row.seconds >= 10 else 1}f} s",
+                    "–" if row.seconds is None else f"{row.seconds:,.{1 if 0 < row.seconds < 10 else 0}f} s",
                     "–" if row.cost is None else f"{row.cost:.2f}×",
                     "–" if row.cost_each is None else f"{row.cost_each:.2f}×",
                 )
@@ -201,7 +201,7 @@ class Evaluation:
         """What the table has to be read with."""
         timed = "; time relative to the frozen network" if any(row.cost is not None for row in self.rows) else ""
         first = (
-            f"{self.metric} on {self.images:,} images at {len(self.settings):,} settings of {', '.join(self.grid)}; "
+            f"{self.metric} on {self.images:,} images at {len(self.settings):,} settings of {' and '.join(self.grid)}; "
             f"± one standard error{timed}"
         )
         return first, *(f"{name} is absent: {reason}" for name, reason in self.absent.items())

@@ -109,7 +109,7 @@ def evaluate(
     baselines: Sequence[str] = BASELINES,
     batch_size: int = 500,
     seed: int = 0,
-    rounds: int = 5,
+    rounds: int = 15,
 ) -> Evaluation:
     r"""Judge a conditioned network over a grid of θ, beside the alternatives.
 

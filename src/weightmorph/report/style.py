@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,19 @@ from matplotlib.figure import Figure
 
 from ..evaluate import Row
 
-__all__ = ["DARK", "LIGHT", "Line", "Palette", "Picture", "board", "heading", "lines", "picture", "spread"]
+__all__ = [
+    "DARK",
+    "LIGHT",
+    "Line",
+    "Palette",
+    "Picture",
+    "board",
+    "drawing_order",
+    "heading",
+    "lines",
+    "picture",
+    "spread",
+]
 
 DPI = 160
 WIDTH = 7.2
@@ -64,12 +76,17 @@ class Line:
 DASHES: tuple[Any, ...] = ((0, (7, 1.6, 1.4, 1.6)), (0, (10, 2.5)), (0, (3.2, 1.4)), (0, (5, 1.5, 1.2, 1.5, 1.2, 1.5)))
 
 
+def drawing_order(rows: Sequence[Row]) -> list[Row]:
+    """The solid line first: broken ones on top of it leave it to be seen."""
+    return sorted(rows, key=lambda row: row.role != "conditioned")
+
+
 def lines(rows: Sequence[Row], palette: Palette) -> dict[str, Line]:
     """How each row is drawn, by name."""
     known = {
-        "conditioned": Line(palette.series[0], "-", 2.6, "o"),
+        "conditioned": Line(palette.series[0], "-", 2.4, "o"),
         "frozen": Line(palette.frozen, (0, (1, 1.5)), 1.9, "x"),
-        "inverse": Line(palette.inverse, (0, (5.5, 2)), 1.9, "s"),
+        "inverse": Line(palette.inverse, (0, (4.5, 2.2)), 1.7, "s"),
     }
     found: dict[str, Line] = {}
     for row in rows:
@@ -78,7 +95,7 @@ def lines(rows: Sequence[Row], palette: Palette) -> dict[str, Line]:
             continue
         n = sum(1 for name in found if name not in known)
         found[row.name] = Line(
-            palette.series[1 + n % (len(palette.series) - 1)], DASHES[n % len(DASHES)], 1.9, "^DvP*"[n % 5]
+            palette.series[1 + n % (len(palette.series) - 1)], DASHES[n % len(DASHES)], 1.7, "^DvP*"[n % 5]
         )
     return found
 
@@ -117,10 +134,10 @@ def picture(name: str, heading: str, draw: Callable[[Palette], Figure], alt: str
     return Picture(name, heading, made[0], made[1], round(size[0] * shown), round(size[1] * shown), alt, caption)
 
 
-def _defaults() -> Mapping[str, Any]:
+def _defaults() -> Any:
     # The backend is not a matter of style, and rc_context does not restore it.
     plain = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}
-    return plain | {"font.family": "DejaVu Sans", "font.size": 9.0, "axes.unicode_minus": True}
+    return {**plain, "font.family": "DejaVu Sans", "font.size": 9.0, "axes.unicode_minus": True}
 
 
 def board(height: float, palette: Palette, width: float = WIDTH) -> tuple[Figure, Axes]:

@@ -85,10 +85,11 @@ class Families(nn.Module):
                     "tensors, so they would get no gradient. The likely cause is .data, torch.no_grad(), .detach() or "
                     "nn.Parameter(output) inside it; return the computed tensor itself"
                 )
-            carrier = term.carrier[0].detach()
-            if not bool(torch.isfinite(carrier).all()):
+            made = [t.detach() for t in term.tensors if t.requires_grad]
+            wrong = sum(int((~torch.isfinite(t)).sum()) for t in made)
+            if wrong:
                 raise TransformError(
                     f"layer {slot.layer or slot.name!r}: {name} gave a weight that is not finite "
-                    f"({int((~torch.isfinite(carrier)).sum())} of {carrier.numel()} numbers); lower the learning rate, "
-                    "or look for a division or a logarithm in a module of your own"
+                    f"({wrong:,} numbers of it are not); lower the learning rate, or look for a division or a logarithm "
+                    "in a module of your own"
                 )

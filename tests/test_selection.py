@@ -1,0 +1,170 @@
+"""Which tensors are conditioned, and how they read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import weightmorph as wm
+from weightmorph.selection import select_slots
+from weightmorph.slots import Slot
+from weightmorph.trace import trace
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.body = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.ReLU(), nn.Conv2d(4, 8, 1, bias=False))
+        self.fc = nn.Linear(8 * 3 * 3, 5)
+        self.own = nn.Parameter(torch.ones(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = torch.max_pool2d(self.body(x) * self.own, 2)
+        return self.fc(nn.functional.dropout(torch.relu(x.flatten(1)), 0.5, training=False))
+
+
+X = torch.randn(2, 1, 13, 13)
+
+
+def names(select: object = None) -> list[str]:
+    return [slot.name for slot in select_slots(Net(), select)[0]]  # type: ignore[arg-type]
+
+
+def test_the_default_is_every_known_layer_in_order() -> None:
+    assert names() == [
+        "stem.weight", "stem.bias", "norm.weight", "norm.bias", "body.0.weight", "body.0.bias", "body.2.weight",
+        "fc.weight", "fc.bias",
+    ]  # fmt: skip
+
+
+def test_patterns_types_predicates_and_lists() -> None:
+    assert names("body.*.weight") == ["body.0.weight", "body.2.weight"]
+    assert names("body.0") == ["body.0.weight", "body.0.bias"]
+    assert names(nn.Conv2d) == ["stem.weight", "stem.bias", "body.0.weight", "body.0.bias", "body.2.weight"]
+    assert names(lambda slot: slot.n_taps == 9) == ["stem.weight", "body.0.weight"]
+    assert names(["fc*", nn.BatchNorm2d]) == ["norm.weight", "norm.bias", "fc.weight", "fc.bias"]
+    assert names("own") == ["own"]
+
+
+def test_the_order_does_not_depend_on_the_selection() -> None:
+    assert names(["fc.weight", "stem.weight"]) == ["stem.weight", "fc.weight"]
+
+
+def test_families_take_what_they_want() -> None:
+    """Warp wants taps, LowRank weights, Scale everything."""
+
+    def slots(transform: wm.WeightTransform) -> list[str]:
+        return list(wm.condition(Net(), {"angle": wm.Angle()}, transform, example=X).slots)
+
+    assert slots(wm.Warp()) == ["stem.weight", "body.0.weight", "fc.weight"]
+    assert slots(wm.LowRank(2)) == ["stem.weight", "body.0.weight", "body.2.weight", "fc.weight"]
+    assert slots(wm.Scale()) == names()
+
+
+def test_a_linear_after_a_flatten_is_a_kernel() -> None:
+    """Recognised by the example, through ReLU and dropout, or told."""
+    found = wm.condition(Net(), {"angle": wm.Angle()}, wm.Warp(), example=X).slots["fc.weight"]
+    assert found.kernel == (3, 3) and found.fixed and found.pixel == pytest.approx(13 / 3)
+    told = wm.condition(Net(), {"angle": wm.Angle()}, wm.Warp(), maps={"fc": (3, 3)}).slots["fc.weight"]
+    assert told.kernel == (3, 3)
+    with pytest.raises(wm.errors.SelectionError, match=r"'fc'.*\(5, 5\).*multiple of 25"):
+        wm.condition(Net(), {"angle": wm.Angle()}, wm.Warp(), maps={"fc": (5, 5)})
+    with pytest.raises(wm.errors.SelectionError, match="no conditioned Linear is named 'fcc'; did you mean 'fc'"):
+        wm.condition(Net(), {"angle": wm.Angle()}, wm.Warp(), maps={"fcc": (3, 3)})
+
+
+class Geometry(nn.Module):
+    """A convolution after something that moves grids."""
+
+    def __init__(self, before: nn.Module, conv: nn.Module) -> None:
+        super().__init__()
+        self.before, self.conv = before, conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.before(x))
+
+
+@pytest.mark.parametrize(
+    ("before", "conv", "size", "taps"),
+    [
+        (nn.Identity(), nn.Conv2d(1, 1, 3, padding=1), 8, [-1, 0, 1]),
+        (nn.Identity(), nn.Conv2d(1, 1, 3), 8, [-1, 0, 1]),
+        (nn.Identity(), nn.Conv2d(1, 1, 3, padding=1, stride=2), 9, [-1, 0, 1]),
+        (nn.Identity(), nn.Conv2d(1, 1, 3, padding=1, stride=2), 8, [-1.5, -0.5, 0.5]),
+        (nn.Identity(), nn.Conv2d(1, 1, 3, dilation=2, padding=2), 8, [-2, 0, 2]),
+        (nn.Identity(), nn.Conv2d(1, 1, 2, stride=2), 8, [-0.5, 0.5]),
+        (nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(1, 1, 3, stride=2), 8, [-0.5, 0.5, 1.5]),
+        (nn.MaxPool2d(2), nn.Conv2d(1, 1, 3, padding=1), 8, [-1, 0, 1]),
+        (nn.MaxPool2d(2), nn.Conv2d(1, 1, 3, padding=1), 9, [-1.25, -0.25, 0.75]),
+        (nn.Identity(), nn.ConvTranspose2d(1, 1, 2, stride=2), 4, [-0.5, 0.5]),
+        (nn.Identity(), nn.ConvTranspose2d(1, 1, 3, stride=2, padding=1, output_padding=1), 4, [-1.5, -0.5, 0.5]),
+    ],
+)
+def test_taps_lie_about_the_point_that_the_output_grids_centre_rests_on(
+    before: nn.Module, conv: nn.Module, size: int, taps: list[float]
+) -> None:
+    """Strides on even maps, padding on one side, and pools that drop a row all move it."""
+    net = Geometry(before, conv)
+    slots = select_slots(net)[0]
+    seen = trace(net, slots, (torch.randn(1, 1, size, size),), {})
+    assert seen.taps["conv.weight"] == (pytest.approx(taps), pytest.approx(taps))
+
+
+def _mirror(x: Tensor) -> Tensor:
+    return x.flip(-1)
+
+
+@pytest.mark.parametrize("size", [8, 9, 12, 13])
+def test_a_half_turn_of_every_kernel_turns_the_output(size: int) -> None:
+    """With taps where they are, a half turn of kernels and image gives the turned map exactly: strides, even maps."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3, stride=2, padding=1), nn.Tanh(), nn.Conv2d(3, 2, 3, padding=1)).double()
+    x = torch.randn(1, 1, size, size, dtype=torch.float64)
+    model = wm.condition(net, {"angle": wm.Angle()}, wm.Warp(learn=False, nugget=0.0), example=x)
+    with torch.no_grad():
+        turned = model(torch.rot90(x, 2, (2, 3)), angle=180.0)
+        quarter = model(torch.rot90(x, 1, (2, 3)), angle=90.0)
+    torch.testing.assert_close(turned, torch.rot90(net(x), 2, (2, 3)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(quarter, torch.rot90(net(x), 1, (2, 3)), rtol=1e-5, atol=1e-5)
+
+
+def test_growing_widens_kernel_and_padding_and_keeps_keys() -> None:
+    """`bake` gives an ordinary layer with a larger kernel."""
+    net = nn.Sequential(nn.Conv2d(1, 3, 3, stride=2, padding=1))
+    x = torch.randn(2, 1, 8, 8)
+    model = wm.condition(net, {"angle": wm.Angle()}, wm.Warp(), example=x)
+    baked = model.bake(angle=30.0)
+    assert baked[0].kernel_size == (5, 5) and baked[0].padding == (2, 2) and baked[0].weight.shape == (3, 1, 5, 5)
+    assert list(baked.state_dict()) == list(net.state_dict())
+    assert repr(baked[0]) == "Conv2d(1, 3, kernel_size=(5, 5), stride=(2, 2), padding=(2, 2))"
+    torch.testing.assert_close(baked(x), model(x, angle=30.0))
+    torch.testing.assert_close(baked(x), model(x, angle=[30.0, 30.0]))
+    assert net[0].kernel_size == (3, 3)
+
+
+def test_slots_canonical_form_round_trips() -> None:
+    for slot in (
+        Slot.of((6, 4, 3, 5)),
+        Slot("w", "", "w", "conv", (6, 2, 3), groups=3, kernel=(3,)),
+        Slot("w", "", "w", "conv_transpose", (6, 2, 3, 3), groups=3, kernel=(3, 3)),
+        Slot.of((5, 18)).as_map((3, 3)),
+        Slot.of((7,)),
+        Slot("w", "", "w", "other", (2, 3, 4)),
+    ):
+        for batch in ((), (4,)):
+            weight = torch.randn(*batch, *slot.shape)
+            canonical = slot.canonical(weight)
+            assert canonical.shape == (*batch, *slot.canonical_shape)
+            assert torch.equal(slot.restore(canonical), weight)
+
+
+def test_summary_tells_what_is_conditioned() -> None:
+    model = wm.condition(Net(), {"angle": wm.Angle()}, wm.Warp() + wm.LowRank(8) + wm.Scale(), example=X)
+    text = model.summary()
+    for piece in ("stem.weight", "4x1x3x3", "conv 3x3", "linear 3x3", "warp + lowrank + scale", "factored", "KiB"):
+        assert piece in text
+    assert f"{sum(p.numel() for p in model.parameters()):,} trainable" in text
