@@ -22,7 +22,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import weightmorph as wm
@@ -37,8 +37,9 @@ from weightmorph.errors import (
 )
 from weightmorph.fit import Fit, fine_tune, fit
 from weightmorph.fit.data import Source, draw
+from weightmorph.fit.prior import _clear
 from weightmorph.fit.run import agree
-from weightmorph.fit.state import FILE
+from weightmorph.fit.state import FILE, read
 from weightmorph.inputs import Blur, Brightness, Compose, Noise, Rotate
 from weightmorph.objectives import Distillation, Supervised
 
@@ -148,6 +149,16 @@ def test_each_epoch_sees_every_sample_once_in_an_order_of_its_own() -> None:
     assert all(sorted(order) == list(range(12)) for order in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     assert epochs[1] == [int(i) for _, y in source.epoch(1) for i in y]  # type: ignore[union-attr]
+
+
+def test_a_loaders_own_generator_is_seeded_and_put_back() -> None:
+    own = torch.Generator().manual_seed(9)
+    loader = DataLoader(TensorDataset(*small_data(32)), 8, shuffle=True, generator=own)
+    before = own.get_state()
+    source = Source(loader, 8, seed=0, labels=False)
+    epochs = [torch.cat([x for x, _ in source.epoch(e)]) for e in (0, 1, 1)]
+    assert not torch.equal(epochs[0], epochs[1]) and torch.equal(epochs[1], epochs[2])
+    assert torch.equal(own.get_state(), before)
 
 
 def test_settings_are_dealt_evenly() -> None:
@@ -360,6 +371,44 @@ def test_an_interrupt_within_a_step_keeps_the_steps_before_it(tmp_path: Path) ->
     assert same(again, whole)
 
 
+def test_an_interrupt_within_an_update_goes_back_to_the_step_before(tmp_path: Path) -> None:
+    """The tensors are changed and the step is not counted yet: what is on disk stays as it is."""
+    updates = 0
+
+    def interrupt_third(*_: Any) -> None:
+        nonlocal updates
+        updates += 1
+        if updates == 3:
+            raise KeyboardInterrupt
+
+    hook = register_optimizer_step_post_hook(interrupt_third)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(small_model(), checkpoint=tmp_path)
+    finally:
+        hook.remove()
+    again, whole = small_model(), small_model()
+    assert train(again, checkpoint=tmp_path).resumed == 2
+    train(whole)
+    assert same(again, whole)
+
+
+def test_an_interrupt_before_the_first_step_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt, match="after step 0"):
+        train(small_model(), checkpoint=tmp_path, transform=lambda x, brightness: interrupt())
+    assert os.listdir(tmp_path) == []
+
+
+def test_sigterm_leaves_a_checkpoint(tmp_path: Path) -> None:
+    """What batch systems send before they end a job."""
+    with pytest.raises(SystemExit):
+        train(
+            small_model(), steps=300, checkpoint=tmp_path, trainer=Stop(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        )
+    saved = read(tmp_path)
+    assert saved is not None and saved.step == 2
+
+
 def test_a_checkpoint_is_tensors_and_json(tmp_path: Path) -> None:
     """No pickle; the folder holds one file and no left-overs; the base's weights are not in it."""
     from safetensors import safe_open
@@ -427,9 +476,14 @@ def test_the_model_is_given_back_as_it_was() -> None:
     model = small_model(wm.PerFilter(Dropping()), net)
     model.eval()
     module = next(m for m in model.modules() if isinstance(m, nn.Dropout))
+    beside = next(m for m in model.modules() if isinstance(m, Dropping))
     module.train()
+    modes: list[bool] = []
+    handle = beside.register_forward_hook(lambda m, *_: modes.append(m.training))
     train(model)
-    assert not model.training and module.training
+    handle.remove()
+    assert modes and all(modes)  # trained in train mode
+    assert not model.training and not beside.training and module.training
     assert all(p.grad is None for p in model.parameters())
     assert model.view.tensor("0", "weight").data_ptr() == net[0].weight.data_ptr()  # type: ignore[union-attr, operator]
 
@@ -438,6 +492,8 @@ def test_global_state_is_left_as_it_was(tmp_path: Path) -> None:
     """Generators, warning filters, loggers, signal handlers, grad mode; nothing written where nobody asked."""
     train(small_model(), steps=1)  # imports Lightning, which sets up loggers of its own
     torch.manual_seed(7), np.random.seed(7), random.seed(7)
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.INFO)  # Lightning's own choice
 
     def state() -> list[Any]:
         names = ["", "lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"]
@@ -559,6 +615,7 @@ def test_a_stream_that_ends_is_told_from_one_that_starts_again() -> None:
         ({"schedule": "linear"}, "'cosine', 'constant' or a function"),
         ({"objective": "destillation"}, "did you mean 'distillation'"),
         ({"transform": None}, "input_transform: expected"),
+        ({"precision": "bf16-true"}, "'bf16-mixed'.*got 'bf16-true'.*net.double"),
         ({"trainer": {"max_epochs": 3}}, "'max_epochs'.*set by fit itself"),
         ({"steps": None, "epochs": 1, "data": Endless()}, "give steps instead"),
     ],
@@ -780,6 +837,14 @@ def test_the_check_is_made_once_and_kept_with_the_run(tmp_path: Path) -> None:
 
 def wrong_way(x: Tensor, angle: Tensor) -> Tensor:
     return Rotate()(x, angle=-angle)
+
+
+def test_clearly_better_is_more_than_chance_and_more_than_a_little() -> None:
+    spread = [1.0, 2.0, 3.0, 4.0]
+    assert _clear(spread, [v - 1 for v in spread])
+    assert not _clear(spread, [v - 0.05 for v in spread])  # certain, but a fiftieth
+    assert not _clear(spread, [4.0, 0.0, 0.0, 4.0])  # much less on average, but up here and down there
+    assert not _clear(spread, [v + 1 for v in spread])
 
 
 def test_the_check_can_be_left_out_and_is_where_there_is_no_prior() -> None:

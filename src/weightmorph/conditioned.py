@@ -222,6 +222,10 @@ class Conditioned(nn.Module):
     def _prepare(self, values: Mapping[str, Value], check: bool = True) -> Theta:
         return self.space.prepare(values, device=self.view.device, dtype=self.dtype, check=check)
 
+    def _encode(self, theta: Theta) -> Tensor:
+        """θ's code `(*B, K)`: computed in float32 or better, read in the transform's own type."""
+        return self.space.encode(theta).to(self.dtype)
+
     @property
     def dtype(self) -> torch.dtype:
         """In which θ is encoded and the transform computes."""
@@ -236,8 +240,8 @@ class Conditioned(nn.Module):
             plain = Batch(size, memory_limit=self.memory_limit, probed=self.folded is not None)
             scope.batch = plain if index is None else plain.bucketed(index, cast(int, _size(theta)))
         scope.grad = torch.is_grad_enabled()
-        scope.remake = lambda name: self._operand(name, self.space.encode(theta))
-        code = self.space.encode(theta)
+        scope.remake = lambda name: self._operand(name, self._encode(theta))
+        code = self._encode(theta)
         scope.made = {name: self._operand(name, code) for name in self.slots}
 
     def _operand(self, name: str, code: Tensor) -> Tensor | WeightExpression:
@@ -287,7 +291,7 @@ class Conditioned(nn.Module):
 
     def weights(self, **theta: Value) -> dict[str, Tensor]:
         """W(θ) of every conditioned tensor by name: `(*S)`, or `(B, *S)` with one θ per sample. Gradients flow."""
-        code = self.space.encode(self._prepare(theta))
+        code = self._encode(self._prepare(theta))
         return {
             name: self.transform.expression(slot, self.view.tensor(slot.layer, slot.attribute), code).dense()
             for name, slot in self.slots.items()
@@ -327,7 +331,7 @@ class Conditioned(nn.Module):
                 f"{method}: expected one value per parameter, got {_size(prepared)}; call it once per setting"
             )
         with torch.no_grad():
-            code = self.space.encode(prepared)
+            code = self._encode(prepared)
             made = {name: self._operand(name, code) for name in self.slots}
         return {name: cast(Tensor, value) for name, value in made.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -181,6 +182,7 @@ def trace(net: nn.Module, slots: Sequence[Slot], args: tuple[Any, ...], kwargs: 
         watched.setdefault(id(tensors[slot.name]), []).append(slot)
     images = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim() > 2]
     watch = _Watch(watched, images[0].shape[-1] if images else 1, layers)
-    with torch.no_grad(), watch:
+    with torch.no_grad(), watch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the base has to say it says when it is really run
         net(*args, **kwargs)
     return watch.seen

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -145,7 +144,7 @@ def _layer(call: Convolution, x: Tensor, weight: WeightExpression) -> Layer:
     g = call.groups
     outputs, inputs = (second, first // g) if call.transposed else (first // g, second)
     kernel = weight.base.shape[2:]
-    grown = math.prod(k + 2 * n for k, n in zip(kernel, weight.grow, strict=True)) if any(weight.grow) else 0
+    grown = math.prod([k + 2 * n for k, n in zip(kernel, weight.grow, strict=True)]) if any(weight.grow) else 0
     # The work of a transposed convolution is at its input's positions.
     positions = math.prod(x.shape[2:] if call.transposed else _extents(call, x, kernel))
     return Layer(
@@ -157,7 +156,7 @@ def _layer(call: Convolution, x: Tensor, weight: WeightExpression) -> Layer:
 def _dense(call: Convolution, x: Tensor, dense: Tensor, grow: Sequence[int], route: Dense) -> Tensor:
     """One dense weight per sample `(B, *S)`: a product over patches, or a grouped convolution."""
     if route == "product":
-        return _product(call, x, dense, grow)
+        return _product(*_spread(call, x, dense), ()) if call.transposed else _product(call, x, dense, grow)
     # The samples become groups: (B·C) input channels, each sample's weight on its own.
     size = x.shape[0]
     merged = x.reshape(1, size * x.shape[1], *x.shape[2:])
@@ -173,6 +172,21 @@ def _product(call: Convolution, x: Tensor, dense: Tensor, grow: Sequence[int]) -
     columns = patches.reshape(size, g, -1, math.prod(where))
     rows = dense.to(x.dtype).reshape(size, g, dense.shape[1] // g, -1)
     return (rows @ columns).reshape(size, dense.shape[1], *where)
+
+
+def _spread(call: Convolution, x: Tensor, dense: Tensor) -> tuple[Convolution, Tensor, Tensor]:
+    """A transposed convolution as a plain one: zeros between the pixels, the kernel reversed, its I and O exchanged."""
+    for axis, s in enumerate(call.stride, 2):
+        between = torch.stack((x, *[torch.zeros_like(x)] * (s - 1)), axis + 1).flatten(axis, axis + 1)
+        x = between.narrow(axis, 0, (x.shape[axis] - 1) * s + 1)
+    pads: list[int] = []
+    for k, p, more, d in zip(dense.shape[3:], call.padding, call.output_padding, call.dilation, strict=True):
+        edge = d * (k - 1) - int(p)
+        pads = [edge, edge + more, *pads]
+    size, g, kernel = x.shape[0], call.groups, dense.shape[3:]
+    split = dense.reshape(size, g, -1, dense.shape[2], *kernel).transpose(2, 3).flip(tuple(range(4, 4 + call.dims)))
+    plain = Convolution(PLAIN[call.dims], call.dims, (1,) * call.dims, (0,) * call.dims, call.dilation, g)
+    return plain, F.pad(x, pads), split.reshape(size, -1, *split.shape[3:])
 
 
 def _patches(call: Convolution, x: Tensor, kernel: Sequence[int], grow: Sequence[int]) -> Tensor:
@@ -192,13 +206,11 @@ def _patches(call: Convolution, x: Tensor, kernel: Sequence[int], grow: Sequence
         (n - d * (k - 1) - 1) // s + 1
         for n, k, s, d in zip(x.shape[2:], kernel, call.stride, call.dilation, strict=True)
     ]
-    pieces = []
-    for tap in itertools.product(*[range(k) for k in kernel]):
-        piece = x
-        for a, (j, s, d, m) in enumerate(zip(tap, call.stride, call.dilation, extents, strict=True)):
-            piece = piece[(slice(None),) * (a + 2) + (slice(j * d, j * d + (m - 1) * s + 1, s),)]
-        pieces.append(piece)
-    return torch.stack(pieces, 2)
+    # Axis by axis, which makes fewer pieces than tap by tap: (B, C, k0, P0, n1) -> (B, C, k0, k1, P0, P1).
+    for a, (k, s, d, m) in enumerate(zip(kernel, call.stride, call.dilation, extents, strict=True)):
+        before_it = (slice(None),) * (2 + 2 * a)
+        x = torch.stack([x[(*before_it, slice(j * d, j * d + (m - 1) * s + 1, s))] for j in range(k)], 2 + a)
+    return x.flatten(2, 1 + call.dims)
 
 
 def _factored(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequence[Term]) -> Tensor:

@@ -117,7 +117,7 @@ def plan(expression: WeightExpression, layer: Layer) -> Plan:
     terms = expression.terms
     small = layer.taps == 1 or layer.inputs * layer.groups <= 3 or layer.positions < layer.outputs
     # A grouped convolution with a symbolic number of groups cannot be exported.
-    product = (small or layer.tracing) and not layer.transposed
+    product = layer.tracing or (small and not layer.transposed)
     route: Dense = "product" if product else "grouped"
     wide = layer.frozen * layer.grown / layer.taps
     if product:

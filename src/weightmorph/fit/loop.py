@@ -175,8 +175,8 @@ class Loop(lightning.LightningModule):
         self.saved = time.monotonic()
 
     def save_interrupted(self) -> None:
-        """Write the checkpoint of a run that was stopped, unless a step was half done."""
-        if not self.updating:
+        """Write the checkpoint of a run that was stopped, unless nothing was done or a step was half done."""
+        if self.step > self.start and not self.updating:
             self.pending = self.pending[: self.step - len(self.losses)]
             self.look()
             self.save()
@@ -207,12 +207,15 @@ def run(
             with _stop_between_steps(loop):
                 trainer.fit(loop, train_dataloaders=Batches(plan.source, loop.start, plan.total))
         except (Stopped, SystemExit, ValueError) as error:
-            # Lightning turns an interrupt into an exit, and off the main thread fails to.
-            if not isinstance(error, Stopped) and not isinstance(error.__context__, KeyboardInterrupt):
+            # Lightning turns an interrupt into an exit, and off the main thread fails to; so it does with SIGTERM.
+            interrupted = isinstance(error, Stopped) or isinstance(error.__context__, KeyboardInterrupt)
+            if isinstance(error, ValueError) and not interrupted:
                 raise
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, before)
             loop.save_interrupted()
+            if not interrupted:
+                raise
             where = f"; go on from the checkpoint in {plan.folder}" if plan.folder is not None else ""
             raise KeyboardInterrupt(f"stopped after step {loop.step} of {plan.total}{where}") from None
         done = read(plan.folder) if elsewhere and plan.folder is not None else None

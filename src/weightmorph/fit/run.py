@@ -37,6 +37,9 @@ OWN = {
 }  # fmt: skip
 """Arguments of Lightning's Trainer that `fit` sets itself."""
 
+PRECISIONS = (None, "bf16-mixed", "16-mixed", "32-true", "bf16", "16", "32", 16, 32)
+"""Those of Lightning's precisions under which the model stays in its own type."""
+
 
 @dataclass(frozen=True)
 class Fit(Generic[Model]):
@@ -135,13 +138,15 @@ def fit(
         weight_decay: AdamW's, pulling the learned part towards zero: towards the prior.
         schedule: `"cosine"` (to zero), `"constant"`, or a function of the share done (0 to 1) that gives a factor.
         seed: what all random numbers follow from.
-        checkpoint: a folder; the state is saved there as tensors and JSON, at intervals, at the end and on Ctrl-C.
+        checkpoint: a folder; the state is saved there as tensors and JSON, at intervals, at the end, on Ctrl-C and on
+            SIGTERM.
         resume: go on from the folder's checkpoint if there is one; False starts again and writes over it. The number of
             steps may have been raised in between; everything else must be as it was.
         check_prior: compare the prior with the frozen weights first; False trusts it.
         progress: show Lightning's progress bar.
         logger: a Lightning logger, several, or True for Lightning's default one; None writes nothing.
-        precision: as Lightning's Trainer takes it, e.g. `"bf16-mixed"`.
+        precision: as Lightning's Trainer takes it: `"bf16-mixed"`, `"16-mixed"`; unless given, the model's own. Those
+            that would convert the model itself (`"bf16-true"`) are refused, for they would round the base's weights.
         accelerator: as Lightning's Trainer takes it.
         devices: as Lightning's Trainer takes it.
         num_workers: processes that read a Dataset.
@@ -306,6 +311,11 @@ def _options(
     progress: bool, logger: Any, precision: Any, accelerator: str, devices: Any, trainer: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Arguments of Lightning's Trainer."""
+    if precision not in PRECISIONS:
+        raise TrainingError(
+            f"precision: expected one of {', '.join(map(repr, PRECISIONS[1:]))}, or None, got {precision!r}; to train in "
+            "another type convert the network, e.g. condition(net.double(), …)"
+        )
     more = dict(trainer or {})
     taken = sorted(OWN & set(more))
     if taken:

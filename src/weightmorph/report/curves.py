@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.projections.polar import PolarAxes
@@ -120,7 +121,7 @@ def _polar(found: Evaluation, parameter: Angle, palette: Palette, thumbnails: Ma
     assert isinstance(axes, PolarAxes)
     axes.set_theta_zero_location("N")
     low, high = _ends(found, found.rows)
-    ticks = [tick for tick in MaxNLocator(5).tick_values(low, high) if low < tick <= high + 1e-9]
+    ticks = [tick for tick in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high) if low < tick <= high + 1e-9]
     axes.set_ylim(low, high)
     axes.set_yticks(ticks, [""] * len(ticks))
     axes.set_xticks(np.arange(8) * math.pi / 4, [""] * 8)
@@ -163,11 +164,10 @@ def _gap(found: Evaluation, parameter: Angle) -> float:
     angles = np.asarray(next(iter(found.grid.values()))) * (math.tau / parameter.turn)
     values = np.sort([row.values for row in found.rows], axis=0)
     low, high = _ends(found, found.rows)
-    ends = np.vstack([np.full(len(angles), low), values, np.full(len(angles), high)])
-    room = np.diff(ends, axis=0).max(0)
+    between = np.diff(np.vstack([np.full(len(angles), low), values, np.full(len(angles), high)]), axis=0)
     places = (np.arange(8) + 0.5) * math.pi / 4
-    nearest = [np.cos(angles - place).argmax() for place in places]
-    return float(places[np.argmax(room[nearest])])
+    room = [between[:, np.cos(angles - place) > math.cos(math.pi / 7)].min(1).max() for place in places]
+    return float(places[np.argmax(room)])
 
 
 def _thumbnail(page: Axes, image: np.ndarray, x: float, y: float, side: float, palette: Palette) -> None:
@@ -213,7 +213,7 @@ def _chart(palette: Palette, title: str, subtitle: str, height: float = 3.9) -> 
     axes.set_axisbelow(True)
     axes.tick_params(axis="both", colors=palette.muted, labelsize=8.5, length=0)
     axes.tick_params(axis="x", length=3)
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     return figure, page, axes
 
 
@@ -337,6 +337,11 @@ def _maps(found: Evaluation, axes: Sequence[Sequence[float]], palette: Palette) 
     low, high = min(row.worst for row in found.rows), max(max(row.values) for row in found.rows)
     colours = LinearSegmentedColormap.from_list("scores", (palette.paper, palette.series[0]))
     small = max(len(across), len(down)) <= 12
+    for step in range(24):  # the scale
+        page.add_patch(Rectangle((5.1 + 0.05 * step, 0.2), 0.055, 0.14, facecolor=colours(step / 23), linewidth=0))
+    page.add_patch(Rectangle((5.1, 0.2), 1.2, 0.14, fill=False, edgecolor=palette.rule, linewidth=0.8))
+    page.text(5.02, 0.27, found.text(low), ha="right", va="center", color=palette.muted, fontsize=8)
+    page.text(6.38, 0.27, found.text(high), ha="left", va="center", color=palette.muted, fontsize=8)
     for number, row in enumerate(found.rows):
         left = 0.75 + (number % columns) * (side + 0.6)
         top = 1.15 + (number // columns) * (tall + 0.95)
@@ -355,7 +360,7 @@ def _maps(found: Evaluation, axes: Sequence[Sequence[float]], palette: Palette) 
                 text = f"{100 * value:.0f}" if found.metric == "accuracy" else f"{value:.2g}"
                 page.text(
                     x + wide / 2, y + deep / 2, text, ha="center", va="center", fontsize=min(8.0, 30 * wide),
-                    color=palette.paper if share > 0.5 else palette.ink,
+                    color=max((palette.paper, palette.ink), key=lambda text: _contrast(text, colours(share))),
                 )  # fmt: skip
             if index == row.worst_at:
                 page.add_patch(
@@ -396,6 +401,17 @@ def _maps(found: Evaluation, axes: Sequence[Sequence[float]], palette: Palette) 
                 fontsize=8.5,
             )
     return figure
+
+
+def _contrast(one: Any, other: Any) -> float:
+    """Of two colours, as WCAG defines it."""
+
+    def luminance(colour: Any) -> float:
+        parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
 
 
 def _sorted(found: Evaluation, palette: Palette) -> Figure:

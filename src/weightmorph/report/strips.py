@@ -63,7 +63,7 @@ def filters(model: Conditioned) -> Picture | None:
 
     def draw(palette: Palette) -> Figure:
         side = (WIDTH - LEFT - 0.1) / max(len(w) for _, w in ways)
-        figure, page = board(0.55 + len(ways) * (len(best) * side + 0.5), palette)
+        figure, page = board(0.7 + len(ways) * (len(best) * side + 0.5), palette)
         heading(page, palette, title, "made by the weight transform; each filter on its own scale, zero in between")
         colours = LinearSegmentedColormap.from_list("signed", (palette.inverse, palette.paper, palette.series[0]))
         top = 0.82
@@ -144,7 +144,7 @@ def inputs(
     def draw(palette: Palette) -> Figure:
         side = (WIDTH - LEFT - 0.1) / max(len(w) for _, w in ways)
         row_height = side + (0.44 if spoken else 0.05)
-        figure, page = board(0.55 + len(ways) * (len(chosen) * row_height + 0.5), palette)
+        figure, page = board(0.7 + len(ways) * (len(chosen) * row_height + 0.5), palette)
         heading(page, palette, "Inputs and predictions" if spoken else "Inputs", "✓ right   ✗ wrong" if spoken else "")
         top = 0.82
         for (parameter, way), images, words in zip(ways, shown, said, strict=True):
@@ -257,7 +257,8 @@ def _headings(
         home = theta[name] == space[name].anchor_value
         page.text(
             LEFT + column * side + side / 2 - 0.04, top + 0.13, setting_text(space, {name: theta[name]}), ha="center",
-            va="center", color=palette.ink if home else palette.muted, fontweight="bold" if home else "normal", fontsize=8.5,
+            va="center", fontsize=8.5, color=palette.ink if home else palette.muted,
+            fontweight="bold" if home else "normal",
         )  # fmt: skip
 
 

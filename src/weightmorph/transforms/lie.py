@@ -84,7 +84,7 @@ def exponential(matrix: Tensor) -> Tensor:
     one = torch.eye(n, dtype=small.dtype, device=small.device)
     value = one + small / order
     for k in range(order - 1, 0, -1):
-        value = torch.baddbmm(one, small, value, alpha=1 / k)
+        value = one + torch.bmm(small / k, value)
     for _ in range(squarings):
         value = torch.bmm(value, value)
     return value.reshape(matrix.shape).to(matrix.dtype)

@@ -85,10 +85,11 @@ def solve(matrix: Tensor, right: Tensor, smallest: float) -> Tensor:
     # One batch axis and bmm, for `@` on a symbolic batch traces to four operations in place of one.
     a, b = matrix.reshape(-1, n, n), right.reshape(-1, n, right.shape[-1])
     one = torch.eye(n, dtype=a.dtype, device=a.device)
+    twice = 2 * one
     # The error starts at 1 - smallest / n, and every step squares it.
     steps = math.ceil(math.log2(n / max(smallest, 1e-9))) + 6
     inverse_ = one / a.abs().sum(-1, keepdim=True).amax(-2, keepdim=True)
     for _ in range(steps):
-        inverse_ = torch.bmm(inverse_, torch.baddbmm(2 * one, a, inverse_, alpha=-1))
+        inverse_ = torch.bmm(inverse_, twice - torch.bmm(a, inverse_))
     guess = torch.bmm(inverse_, b)
-    return (guess + torch.bmm(inverse_, torch.baddbmm(b, a, guess, alpha=-1))).reshape(right.shape)
+    return (guess + torch.bmm(inverse_, b - torch.bmm(a, guess))).reshape(right.shape)
