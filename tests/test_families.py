@@ -72,7 +72,8 @@ def back(matrices: Array, slot: Slot) -> Array:
 def mlp(net: nn.Sequential, code: Array) -> Array:
     first, last = net[0], net[2]
     assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
-    w1, b1, w2, b2 = (t.detach().numpy() for t in (first.weight, first.bias, last.weight, last.bias))
+    w1, b1, w2 = (t.detach().numpy() for t in (first.weight, first.bias, last.weight))
+    b2 = 0.0 if last.bias is None else last.bias.detach().numpy()
     return np.tanh(code @ w1.T + b1) @ w2.T + b2
 
 
@@ -206,14 +207,15 @@ def prior(slot: Slot, theta: dict[str, float], length: float, nugget: float) -> 
 
 
 def test_warp(slot: Slot) -> None:
-    """W (R(θ) + Σ (c_k - c_0k) L_k), R by ordinary kriging."""
+    """W (1 + R(θ) - R(θ0) + Σ (c_k - c_0k) L_k), R by ordinary kriging."""
     t = build(wm.Warp(), slot)
     learned = None if t.taps is None else t.taps.detach().numpy()
     _, codes, theta = inputs(slot)
     settings = {tuple(c): {k: v[i] for k, v in theta.items()} for i, c in enumerate(codes.numpy())}
 
     def formula(weight: Array, code: Array) -> Array:
-        matrix = prior(slot, settings[tuple(code)], t.length, t.nugget)
+        still = prior(slot, {"angle": 0.0, "zoom": 1.0}, t.length, t.nugget)
+        matrix = np.eye(len(still)) + prior(slot, settings[tuple(code)], t.length, t.nugget) - still
         if learned is not None:
             matrix = matrix + np.tensordot(code - HOME, learned, 1)
         return mixed(weight, matrix, slot)

@@ -159,7 +159,7 @@ def test_public_names_are_sorted_and_exist() -> None:
 def test_no_file_names_a_private_path() -> None:
     """What we ship runs on any machine, so it names no path of ours."""
     private = re.compile(r"(?<![\w.])/(work|root|farm|tmp)/|[.]library\b")
-    kinds = {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".html", ".ipynb"}
+    kinds = {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".html", ".ipynb", ".j2"}
     ours = [file for file in ROOT.iterdir() if file.is_file() and (file.suffix in kinds or file.name == "Makefile")]
     for folder in ("src", "tests", "examples", "benchmarks", "docs", ".ci"):
         ours += [f for f in (ROOT / folder).rglob("*") if f.is_file() and (f.suffix in kinds or folder == ".ci")]

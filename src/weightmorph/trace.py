@@ -43,7 +43,7 @@ class Trace:
     pixels: dict[str, float] = field(default_factory=dict)
     maps: dict[str, tuple[int, ...]] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
-    padded_by_layer: dict[str, bool] = field(default_factory=dict)
+    widenable: dict[str, bool] = field(default_factory=dict)
     consumed: list[str] = field(default_factory=list)
     batches: dict[str, int] = field(default_factory=dict)
 
@@ -53,9 +53,8 @@ class Trace:
         if name in self.maps:
             slot = slot.as_map(self.maps[name], pixel=self.pixels[name])
         if name in self.taps:
-            own = self.padded_by_layer.get(name, False)
-            slot = replace(slot, taps=self.taps[name], growable=slot.growable and own)
-        return slot
+            slot = replace(slot, taps=self.taps[name])
+        return replace(slot, growable=self.widenable.get(name, False))
 
 
 class _Watch(TorchFunctionMode):
@@ -148,8 +147,12 @@ class _Watch(TorchFunctionMode):
             pads = (0,) * n if padding == "valid" else _each(padding, n)
         self.seen.positions[slot.name] = out[0, 0].numel()
         layer = self.layers.get(slot.layer)
-        own = isinstance(layer, nn.modules.conv._ConvNd) and given.get("padding", 0) == layer.padding
-        self.seen.padded_by_layer[slot.name] = own
+        # The very object: proof that the layer's forward reads its attribute, which `bake` can then widen.
+        self.seen.widenable[slot.name] = (
+            slot.kind == "conv"
+            and isinstance(layer, nn.modules.conv._ConvNd)
+            and (padding == "same" or (isinstance(padding, tuple) and padding is layer.padding))
+        )
         grid = self._grid(x)
         taps = []
         for a, k in enumerate(slot.kernel):

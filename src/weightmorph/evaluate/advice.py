@@ -61,7 +61,7 @@ def sentence(found: Evaluation) -> str:
         spent = ""
         if row.cost is not None and ours.cost is not None:
             spent = (
-                f", at {row.cost:.2f} times the frozen network's time where conditioned weights, made once, take "
+                f"; a call takes {row.cost:.2f} times the frozen network's time, with conditioned weights made once "
                 f"{ours.cost:.2f} times"
             )
         return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -34,25 +34,21 @@ def call(
     """
     leaves: list[Any] = []
     axes: list[int | None] = []
-    inputs = False
+    inputs = any(_is_input(value, batch) for value in _leaves((args, tuple(kwargs.values()))))
 
     def collect(value: Any) -> Any:
         """Flatten; leave behind the number of the leaf."""
-        nonlocal inputs
         if type(value) in (list, tuple):
             return type(value)([collect(item) for item in value])
         if isinstance(value, WeightExpression):
-            expression = expand(batch, value)
+            # Weights alone keep one row per setting, as every weight does.
+            expression = expand(batch, value) if inputs else value
             batch.check_memory(
                 expression.base.numel(), expression.base.element_size(), where, "give one θ for the whole batch"
             )
             leaf, axis = (expression.dense(), 0) if expression.batch else (expression.dense(), None)
         elif isinstance(value, Tensor):
-            # A parameter or buffer of the base belongs to no sample, even where its first axis happens to fit.
-            constant = isinstance(value, nn.Parameter | nn.Buffer)
-            mapped = not constant and value.dim() > 0 and value.shape[0] == batch.size
-            inputs = inputs or mapped
-            leaf, axis = (value.unsqueeze(1), 0) if mapped else (value, None)
+            leaf, axis = (value.unsqueeze(1), 0) if _is_input(value, batch) else (value, None)
         else:
             return value
         leaves.append(leaf)
@@ -93,6 +89,20 @@ def call(
         return value.squeeze(1)
 
     return _each(result, joined)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if type(value) in (list, tuple):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
+
+
+def _is_input(value: Any, batch: Batch) -> bool:
+    """A parameter or buffer of the base belongs to no sample, even where its first axis happens to fit."""
+    constant = not isinstance(value, Tensor) or isinstance(value, nn.Parameter | nn.Buffer)
+    return not constant and value.dim() > 0 and value.shape[0] == batch.size
 
 
 class _Leaf:

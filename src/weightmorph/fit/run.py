@@ -313,8 +313,8 @@ def _options(
     """Arguments of Lightning's Trainer."""
     if precision not in PRECISIONS:
         raise TrainingError(
-            f"precision: expected one of {', '.join(map(repr, PRECISIONS[1:]))}, or None, got {precision!r}; to train in "
-            "another type convert the network, e.g. condition(net.double(), …)"
+            f"precision: expected one of {', '.join(map(repr, PRECISIONS[1:]))}, or None, got {precision!r}; to train "
+            "in another type convert the network, e.g. condition(net.double(), …)"
         )
     more = dict(trainer or {})
     taken = sorted(OWN & set(more))

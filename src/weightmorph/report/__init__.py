@@ -80,11 +80,11 @@ def report(
     for package in ("matplotlib", "jinja2"):
         require(package, extra="report", purpose="report()")
     pictures = _pictures(evaluation, model, examples, input_transform, labels)
-    name = title or f"A network that follows {' and '.join(evaluation.grid)}"
+    name = title or f"Weights that follow {' and '.join(evaluation.grid)}"
     page = _page(evaluation, name, pictures, model, [notes] if isinstance(notes, str) else list(notes))
     path = Path(path)
     folder = path.with_name(f"{path.stem}_files")
-    files = {f"{p.name}.png": p.light for p in pictures} | {f"{p.name}-dark.png": p.dark for p in pictures}
+    files = {f"{p.name}.png": p.png for p in pictures} | {f"{p.name}-dark.png": p.png_dark for p in pictures}
     for file, content in files.items():
         write_atomically(folder / file, content)
     for file in (f"{name}{version}.png" for name in PICTURES for version in ("", "-dark")):
@@ -133,7 +133,8 @@ def _page(
     return environment.from_string(source).render(
         evaluation=evaluation,
         preferred=evaluation.preferred,
-        counts=f"{evaluation.images:,} test images, {settings}, {len(evaluation.rows)} ways to deal with them",
+        figures=evaluation.remarks()[0][:1].upper() + evaluation.remarks()[0][1:],
+        counts=f"{evaluation.images:,} test images, {settings}",
         facts={**evaluation.about, "test images": f"{evaluation.images:,}", "seed": evaluation.seed, "grid": settings},
         title=title,
         pictures={picture.name: picture for picture in pictures},

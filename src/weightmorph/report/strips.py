@@ -10,14 +10,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ..conditioned import Conditioned
 from ..evaluate import setting_text
 from ..inputs import InputTransform
 from ..parameters import Angle, Categorical, Parameter, ParameterSpace
-from .style import WIDTH, Palette, Picture, board, heading, picture
+from .style import TOP, WIDTH, Palette, Picture, board, picture, tile
 
 __all__ = ["filters", "inputs", "thumbnails"]
 
@@ -59,14 +58,12 @@ def filters(model: Conditioned) -> Picture | None:
         made = [[_kernels(model.weights(**theta)[slot.name], slot.kind, slot.kernel) for theta in w] for _, w in ways]
         home = _kernels(model.weights(**model.space.anchor)[slot.name], slot.kind, slot.kernel)
     best = [_liveliest(home, k) for k in _order(home)[: SHOWN if len(ways) == 1 else SHOWN - 1]]
-    title = f"Filters of {slot.layer}" if slot.layer else "Filters"
 
     def draw(palette: Palette) -> Figure:
         side = (WIDTH - LEFT - 0.1) / max(len(w) for _, w in ways)
-        figure, page = board(0.7 + len(ways) * (len(best) * side + 0.5), palette)
-        heading(page, palette, title, "made by the weight transform; each filter on its own scale, zero in between")
+        figure, page = board(TOP - 0.06 + len(ways) * (len(best) * side + 0.5), palette)
         colours = LinearSegmentedColormap.from_list("signed", (palette.inverse, palette.paper, palette.series[0]))
-        top = 0.82
+        top = TOP + 0.1
         for (name, way), kernels in zip(ways, made, strict=True):
             _headings(page, palette, model.space, name, way, top, side)
             for place, (number, channel) in enumerate(best):
@@ -75,7 +72,7 @@ def filters(model: Conditioned) -> Picture | None:
                 reach = max(float(k[number, channel].abs().max()) for k in kernels) or 1.0
                 for column, kernel in enumerate(kernels):
                     image = kernel[number, channel].cpu().numpy()
-                    _tile(page, image, LEFT + column * side, y, side - 0.08, palette, colours, -reach, reach)
+                    tile(page, image, LEFT + column * side, y, side - 0.08, palette, colours, -reach, reach)
             top += len(best) * side + 0.5
         return figure
 
@@ -84,9 +81,14 @@ def filters(model: Conditioned) -> Picture | None:
         f"{len(best)} filters of the layer {slot.layer!r}, {slot.kernel[0]} by {slot.kernel[1]} taps, at settings of "
         f"{over} from {setting_text(model.space, ways[0][1][0])} to {setting_text(model.space, ways[0][1][-1])}."
     )
-    caption = "At the anchor the filter is the frozen network's own."
+    layer = f" of {slot.layer}" if slot.layer else ""
     return picture(
-        "filters", f"Filters turn with {over}" if _turns(model.space) else f"Filters follow {over}", draw, alt, caption
+        "filters",
+        f"Filters{layer} {'turn with' if _turns(model.space) else 'follow'} {over}",
+        draw,
+        subtitle="Made by the weight transform; each filter on one scale, zero in between",
+        caption="At the anchor, in bold, a filter is the frozen network's own.",
+        alt=alt,
     )
 
 
@@ -144,9 +146,8 @@ def inputs(
     def draw(palette: Palette) -> Figure:
         side = (WIDTH - LEFT - 0.1) / max(len(w) for _, w in ways)
         row_height = side + (0.44 if spoken else 0.05)
-        figure, page = board(0.7 + len(ways) * (len(chosen) * row_height + 0.5), palette)
-        heading(page, palette, "Inputs and predictions" if spoken else "Inputs", "✓ right   ✗ wrong" if spoken else "")
-        top = 0.82
+        figure, page = board(TOP - 0.06 + len(ways) * (len(chosen) * row_height + 0.5), palette)
+        top = TOP + 0.1
         for (parameter, way), images, words in zip(ways, shown, said, strict=True):
             _headings(page, palette, model.space, parameter, way, top, side)
             for place in range(len(chosen)):
@@ -180,7 +181,7 @@ def inputs(
                     )
                 for column, picture_ in enumerate(images):
                     left = LEFT + column * side
-                    _tile(page, picture_[place], left, y0, side - 0.08, palette, "gray", 0, 1)
+                    tile(page, picture_[place], left, y0, side - 0.08, palette, "gray", 0, 1)
                     if spoken:
                         for line, classes in enumerate(words[column]):
                             assert classes is not None
@@ -202,8 +203,14 @@ def inputs(
                 f" An image of {name(int(y[place]))}: the frozen network is right at {sum(hits[0])} of {len(hits[0])} "
                 f"settings, the conditioned one at {sum(hits[1])}."
             )
-    caption = "The first images given, with different targets." if spoken else "The first images given."
-    return picture("inputs", "What the networks see and say" if spoken else "What the networks see", draw, alt, caption)
+    first = "The first images given" + (", with different targets" if spoken else "")
+    return picture(
+        "inputs",
+        f"What the networks see{' and say' if spoken else ''}",
+        draw,
+        subtitle=f"{first}; ✓ right, ✗ wrong" if spoken else first,
+        alt=alt,
+    )
 
 
 def thumbnails(transform: InputTransform, x: Tensor) -> Mapping[float, np.ndarray]:
@@ -260,26 +267,3 @@ def _headings(
             va="center", fontsize=8.5, color=palette.ink if home else palette.muted,
             fontweight="bold" if home else "normal",
         )  # fmt: skip
-
-
-def _tile(
-    page: Axes,
-    image: np.ndarray,
-    x: float,
-    y: float,
-    side: float,
-    palette: Palette,
-    colours: object,
-    low: float,
-    high: float,
-) -> None:
-    """An image in a frame, whole, in the middle of a square."""
-    tall, wide = image.shape[:2]
-    w, h = side * wide / max(tall, wide), side * tall / max(tall, wide)
-    x, y = x + (side - w) / 2, y + (side - h) / 2
-    ends = page.get_xlim(), page.get_ylim()
-    page.imshow(
-        image, cmap=colours, vmin=low, vmax=high, extent=(x, x + w, y + h, y), interpolation="nearest",  # type: ignore[arg-type]
-    )  # fmt: skip
-    page.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=palette.rule, linewidth=0.8, zorder=3))
-    page.set(xlim=ends[0], ylim=ends[1])

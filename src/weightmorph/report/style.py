@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import io
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter
+from PIL import Image  # which matplotlib brings along
 
-from ..evaluate import Row
+from ..evaluate import Evaluation, Row
 
 __all__ = [
-    "DARK",
-    "LIGHT",
-    "Line",
-    "Palette",
-    "Picture",
-    "board",
-    "drawing_order",
-    "heading",
-    "lines",
-    "picture",
-    "spread",
-]
+    "DARK", "LIGHT", "TOP", "WIDTH", "Line", "Palette", "Picture", "board", "drawing_order", "ends", "lines", "picture",
+    "score", "spread", "tile",
+]  # fmt: skip
 
 DPI = 160
-WIDTH = 7.2
-"""Of every picture, in inches."""
+CSS = 100
+"""CSS pixels to the inch, on the page."""
+WIDTH, TOP = 7.2, 0.66
+"""Of every picture, and of its title, in inches."""
 
 
 @dataclass(frozen=True)
@@ -102,57 +100,108 @@ def lines(rows: Sequence[Row], palette: Palette) -> dict[str, Line]:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture in both versions, with what is said of it."""
+    """A picture, light and dark, with what is said of it.
+
+    `png` and `png_dark` are to stand alone, with the title on them; `inner` and `inner_dark` are the same without it,
+    for a page that says it in its own letters. `size` is that of the latter, in CSS pixels.
+    """
 
     name: str
-    heading: str
-    light: bytes
-    dark: bytes
-    width: int
-    height: int
-    alt: str
+    title: str
+    subtitle: str
     caption: str
+    alt: str
+    png: bytes
+    png_dark: bytes
+    inner: bytes
+    inner_dark: bytes
+    size: tuple[int, int]
 
 
 _drawing = threading.Lock()
 
 
-def picture(name: str, heading: str, draw: Callable[[Palette], Figure], alt: str, caption: str) -> Picture:
-    """Draw both versions, whatever the user's matplotlib style is, and leave that style as it was."""
+def picture(
+    name: str, title: str, draw: Callable[[Palette], Figure], *, subtitle: str = "", caption: str = "", alt: str
+) -> Picture:
+    """Draw both versions, whatever the user's matplotlib style is, and leave that style as it was.
+
+    Args:
+        name: of the file.
+        title: stands on the picture's top.
+        draw: gives a `board` that has left its upper `TOP` inches free.
+        subtitle: below the title.
+        caption: what the page says below it.
+        alt: what it shows, in words.
+    """
+    made: list[bytes] = []
     # matplotlib's settings are global: two threads in here at once would restore each other's.
     with _drawing, matplotlib.rc_context(_defaults()):
-        made: list[bytes] = []
-        size = (0, 0)
         for palette in (LIGHT, DARK):
             figure = draw(palette)
-            canvas = FigureCanvasAgg(figure)
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", dpi=DPI, facecolor=palette.paper, metadata={"Software": None})
-            made.append(buffer.getvalue())
-            size = canvas.get_width_height()
-    shown = 100 / figure.dpi  # CSS pixels per pixel of the canvas, at 100 to the inch
-    return Picture(name, heading, made[0], made[1], round(size[0] * shown), round(size[1] * shown), alt, caption)
+            page = figure.axes[0]
+            page.text(0.12, 0.27, title, color=palette.ink, fontsize=11.5, fontweight="bold", va="center")
+            page.text(0.12, 0.51, subtitle, color=palette.muted, fontsize=8.5, va="center")
+            canvas: Any = FigureCanvasAgg(figure)
+            canvas.draw()
+            pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+            made += [_png(pixels), _png(pixels[round(TOP * DPI) :])]
+    height, width = pixels.shape[0] / DPI - TOP, pixels.shape[1] / DPI
+    size = round(width * CSS), round(height * CSS)
+    return Picture(name, title, subtitle, caption, alt, made[0], made[2], made[1], made[3], size)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def _defaults() -> Any:
     # The backend is not a matter of style, and rc_context does not restore it.
     plain = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}
-    return {**plain, "font.family": "DejaVu Sans", "font.size": 9.0, "axes.unicode_minus": True}
+    return {**plain, "font.family": "DejaVu Sans", "font.size": 9.0, "text.parse_math": False}
 
 
-def board(height: float, palette: Palette, width: float = WIDTH) -> tuple[Figure, Axes]:
-    """An empty figure, and axes over all of it whose units are inches from its top left corner, y downwards."""
-    figure = Figure(figsize=(width, height), facecolor=palette.paper)
+def board(height: float, palette: Palette) -> tuple[Figure, Axes]:
+    """An empty figure, and axes over all of it whose units are inches from its top left corner, y downwards.
+
+    Its upper `TOP` inches are the title's.
+    """
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor=palette.paper)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.set(xlim=(0, WIDTH), ylim=(height, 0))
     return figure, axes
 
 
-def heading(axes: Axes, palette: Palette, title: str, subtitle: str = "") -> None:
-    """Title and subtitle at the top left of a board."""
-    axes.text(0.12, 0.27, title, color=palette.ink, fontsize=11.5, fontweight="bold", va="center")
-    axes.text(0.12, 0.51, subtitle, color=palette.muted, fontsize=8.5, va="center")
+def tile(
+    page: Axes, image: np.ndarray, x: float, y: float, side: float, palette: Palette, colours: Any = "gray",
+    low: float = 0.0, high: float = 1.0,
+) -> None:  # fmt: skip
+    """Put an image, whole, into the middle of a square of a board, in a frame."""
+    tall, wide = image.shape[:2]
+    w, h = side * wide / max(tall, wide), side * tall / max(tall, wide)
+    x, y = x + (side - w) / 2, y + (side - h) / 2
+    ends = page.get_xlim(), page.get_ylim()  # which imshow would change
+    page.imshow(image, cmap=colours, vmin=low, vmax=high, extent=(x, x + w, y + h, y), interpolation="nearest")
+    page.set(xlim=ends[0], ylim=ends[1])
+    page.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=palette.rule, linewidth=0.8, zorder=3))
+
+
+def ends(found: Evaluation, rows: Sequence[Row]) -> tuple[float, float]:
+    """A sensible range of the metric: for an accuracy from 0, or from a multiple of 10 % where all are well above."""
+    low, high = min(row.worst for row in rows), max(max(row.values) for row in rows)
+    if found.metric == "accuracy":
+        floor = math.floor(10 * low - 0.5) / 10
+        return (floor if floor >= 0.3 else 0.0), 1.0
+    pad = 0.08 * (high - low) or abs(high) * 0.1 or 1.0
+    return low - pad, high + pad
+
+
+def score(found: Evaluation) -> FuncFormatter:
+    """The metric on an axis."""
+    return FuncFormatter(lambda value, _: f"{100 * value:.4g} %" if found.metric == "accuracy" else f"{value:.4g}")
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:

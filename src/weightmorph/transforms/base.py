@@ -168,9 +168,9 @@ def anchored(difference: Tensor, code: Tensor, home: Tensor) -> Tensor:
     return difference - torch.where(here, difference.detach(), 0.0)
 
 
-def gain_network(code_dim: int, outputs: int, hidden: int) -> nn.Sequential:
+def gain_network(code_dim: int, outputs: int, hidden: int, bias: bool = True) -> nn.Sequential:
     """The small MLP that turns a code `(*B, K)` into gains `(*B, outputs)`."""
-    return nn.Sequential(nn.Linear(code_dim, hidden), nn.Tanh(), nn.Linear(hidden, outputs))
+    return nn.Sequential(nn.Linear(code_dim, hidden), nn.Tanh(), nn.Linear(hidden, outputs, bias=bias))
 
 
 Difference = Callable[[Tensor], Tensor]

@@ -72,7 +72,8 @@ class LowRank(WeightTransform):
         r = min(self.rank, largest)
         self.left = nn.Parameter(torch.zeros(count, rows, r))
         self.right = nn.Parameter(torch.randn(count, r, columns) / columns**0.5)
-        self.gains = gain_network(code_dim, r, self.hidden)
+        # The difference to the anchor would cancel a last bias.
+        self.gains = gain_network(code_dim, r, self.hidden, bias=False)
 
     def delta(self, weight: Tensor, code: Tensor) -> LowRankUpdate:
         return LowRankUpdate(self.slot, self.left, relative(self.gains, code, self.home(code)), self.right)

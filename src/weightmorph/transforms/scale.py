@@ -42,7 +42,8 @@ class Scale(WeightTransform):
     def delta(self, weight: Tensor, code: Tensor) -> Term:
         amount = (code - self.home(code)) @ self.slope
         if self.slot.kind == "bias":
-            return Dense(self.slot, amount)
+            rows = self.slot.rows(amount)
+            return Dense(self.slot, self.slot.restore(rows.expand(*amount.shape[:-1], *self.slot.canonical_shape)))
         return RowScale(self.slot, weight, amount)
 
     def config(self) -> dict[str, Any]:

@@ -21,12 +21,12 @@ __all__ = ["Warp"]
 class Warp(WeightTransform):
     r"""Resample each kernel under the parameter's affine map, plus a learned mixing of its taps.
 
-    $$W(\theta) = W M(\theta), \qquad M(\theta) = R(\theta) + \sum_k (c_k - c_{0,k}) L_k$$
+    $$W(\theta) = W M(\theta), \qquad M(\theta) = 1 + R(\theta) - R(\theta_0) + \sum_k (c_k - c_{0,k}) L_k$$
 
     $R(\theta)$ is the analytic prior of [`resample`][weightmorph.transforms.resample]: the taps' positions go where
     the map that the parameters name takes them (rotation, zoom, shear, flips), about the point that the output grid's
-    centre rests on. $L$ starts at zero, so untrained the kernel is the resampled one; at the anchor $R$ is the
-    identity and $M$ always is. With parameters that name no map, $R$ is the identity throughout and only $L$ is left.
+    centre rests on. $R(\theta_0)$ is the identity but for the `nugget`. $L$ starts at zero, so untrained the kernel is
+    the resampled one; at the anchor $M$ is always the identity. With parameters that name no map, $R$ is the identity throughout and only $L$ is left.
 
     A `Linear` that reads a flattened `(C, h, w)` map is a kernel with h·w taps; there a translation counts as well.
 
@@ -58,10 +58,10 @@ class Warp(WeightTransform):
         prior: bool = True,
         learn: bool = True,
         grow: int | Literal["auto"] = "auto",
-        max_learned: int = 25,
+        max_learned: int = 27,
         max_taps: int = 256,
         length: float = 2.0,
-        nugget: float = 1e-3,
+        nugget: float = 1e-4,
     ) -> None:
         super().__init__()
         if grow != "auto" and (isinstance(grow, bool) or not isinstance(grow, int) or grow < 0):
@@ -117,7 +117,7 @@ class Warp(WeightTransform):
         embed = self.get_buffer("embed").to(code.dtype)
         mix = torch.zeros_like(embed)
         if self._has_prior(self.slot, self.space):
-            mix = (self.resampled(code) - embed) * self.get_buffer("trust").to(code.dtype)
+            mix = (self.resampled(code) - self.resampled(home)) * self.get_buffer("trust").to(code.dtype)
         if self.taps is not None:
             mix = mix + torch.tensordot(code - home, self.taps, 1)
         mix = mix.expand(*code.shape[:-1], *embed.shape)

@@ -1,0 +1,120 @@
+"""Recipes as plain data, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import TransformError, near
+from .base import Sum, WeightTransform
+from .lie import Lie
+from .lowrank import LowRank
+from .perfilter import PerFilter
+from .scale import Scale
+from .subspace import Subspace
+from .warp import Warp
+
+__all__ = ["SHIPPED", "Config", "describe", "foreign", "plain", "remake", "same"]
+
+SHIPPED: Mapping[str, type[WeightTransform]] = {
+    kind.__name__: kind for kind in (Lie, LowRank, PerFilter, Scale, Subspace, Warp)
+}
+"""The families that can be made from their `config()` alone."""
+
+Config = dict[str, Any]
+"""A class's name under `"type"`, and its options; of a sum, its `"parts"`."""
+
+
+def describe(recipe: WeightTransform) -> Config:
+    """A recipe as data for JSON. What is the user's own (a class, a module) is a name in angle brackets.
+
+    Example:
+        >>> from weightmorph import LowRank, Scale
+        >>> describe(LowRank(8) + Scale())
+        {'type': 'Sum', 'parts': [{'type': 'LowRank', 'rank': 8, 'hidden': 16}, {'type': 'Scale'}]}
+    """
+    entries = [_entry(part) for part in recipe.parts]
+    return entries[0] if len(entries) == 1 else {"type": "Sum", "parts": entries}
+
+
+def _entry(part: WeightTransform) -> Config:
+    entry: Config = {"type": type(part).__name__, **part.config()}
+    if type(part) is not SHIPPED.get(entry["type"]):
+        # A class of the user's, also one that inherits the config() of a shipped family.
+        entry["type"] = f"<{type(part).__name__}>"
+    return dict(plain(entry))
+
+
+def plain(value: Any) -> Any:
+    """Data as JSON gives it back: tuples as lists, numbers of NumPy and torch as Python's, a name for anything else."""
+
+    def other(item: Any) -> Any:
+        if isinstance(item, np.generic | np.ndarray | Tensor):
+            return item.tolist()
+        return f"<{type(item).__name__}>"
+
+    return json.loads(json.dumps(value, default=other))
+
+
+def _parts(config: Config) -> list[Config]:
+    return list(config["parts"]) if config["type"] == "Sum" else [config]
+
+
+def _own(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("<")
+
+
+def foreign(config: Config) -> list[str]:
+    """The names of what is the user's own, and so cannot be made from data.
+
+    Example:
+        >>> from torch import nn
+        >>> from weightmorph import PerFilter, Warp
+        >>> foreign(describe(Warp() + PerFilter(nn.Bilinear(9, 4, 9))))
+        ['PerFilter(<Bilinear>)']
+    """
+    names = []
+    for entry in _parts(config):
+        own = [value for key, value in entry.items() if key != "type" and _own(value)]
+        if _own(entry["type"]) or own:
+            names.append(f"{entry['type']}({', '.join(own)})")
+    return names
+
+
+def same(config: Config, other: Config) -> bool:
+    """Do two descriptions agree? The names of a user's own classes may differ."""
+
+    def bare(entry: Config) -> Config:
+        return {key: "<>" if _own(value) else value for key, value in entry.items()}
+
+    return list(map(bare, _parts(config))) == list(map(bare, _parts(other)))
+
+
+def remake(config: Config) -> WeightTransform:
+    """The recipe that `describe` described.
+
+    Raises:
+        TransformError: for a family that is not shipped, or an option that it does not have.
+
+    Example:
+        >>> from weightmorph import LowRank, Warp
+        >>> describe(remake(describe(Warp(grow=0) + LowRank(8))))["parts"][1]
+        {'type': 'LowRank', 'rank': 8, 'hidden': 16}
+    """
+    parts = []
+    for entry in _parts(config):
+        options = dict(entry)
+        kind = options.pop("type")
+        if kind not in SHIPPED:
+            raise TransformError(
+                f"no family is named {kind!r}{near(str(kind), SHIPPED)}; there are {', '.join(SHIPPED)}"
+            )
+        try:
+            parts.append(SHIPPED[kind](**options))
+        except TypeError as error:
+            raise TransformError(f"{kind}: {error}") from error
+    return parts[0] if len(parts) == 1 else Sum(*parts)
