@@ -429,7 +429,8 @@ ADVICE = {
         "inverse",
         "Undo the transform on the input: with the frozen network this reaches 98.5 % on average over angle (97.5 % at "
         "worst) against 97.0 % for the conditioned network, a difference beyond the noise of ±0.6 points, and it needs "
-        "no training; a call takes 1.25 times the frozen network's time, with conditioned weights made once 1.04 times.",
+        "no training; a call takes 1.25 times the frozen network's time, with conditioned weights made once 1.04 "
+        "times.",
     ),
     "inverse, a little lower": (
         [OURS, FROZEN, row("inverse", 0.968)],
@@ -485,7 +486,7 @@ ADVICE = {
     "no inverse": (
         [OURS, FROZEN],
         "conditioned",
-        "beyond the noise of ±0.6 points and the transform cannot be undone on the input; its clean",
+        "beyond the noise of ±0.6 points, and the transform cannot be undone on the input; its clean",
     ),
 }
 

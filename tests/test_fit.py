@@ -543,6 +543,19 @@ def test_a_logger_gets_losses_and_rates(tmp_path: Path) -> None:
     assert len(rows) == 3 and last["step"] == "4" and float(last["train/loss"]) == pytest.approx(done.losses[3])
 
 
+def test_a_callback_may_end_the_run(tmp_path: Path) -> None:
+    """Early stopping and the like: what was done is what the result and the checkpoint tell."""
+    from lightning.pytorch.callbacks import LambdaCallback
+
+    def end(trainer: Any, *_: Any) -> None:
+        trainer.should_stop = trainer.global_step == 3
+
+    callbacks = [LambdaCallback(on_train_batch_end=end)]
+    done = train(small_model(), steps=200, checkpoint=tmp_path, trainer={"callbacks": callbacks})
+    saved = read(tmp_path)
+    assert done.steps == len(done.losses) == 3 and saved is not None and saved.step == 3
+
+
 def test_off_the_main_thread() -> None:
     """Where no signal handler can be set."""
     import threading

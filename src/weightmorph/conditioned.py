@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
@@ -10,6 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from . import storage
 from .errors import (
     BaseError,
     BatchSizeError,
@@ -23,11 +25,12 @@ from .errors import (
 )
 from .execution import DEFAULT_MEMORY_LIMIT, Batch, Scope, StandIn
 from .parameters import Parameter, ParameterSpace, Theta, Value
-from .selection import Select, floating, read_as_maps, select_slots
+from .selection import Select, described, floating, read_as_maps, select_slots
 from .slots import Slot
 from .summary import table
 from .trace import Trace, trace
 from .transforms import Custom, Families, WeightTransform
+from .transforms.registry import describe
 from .view import View
 from .weights import WeightExpression
 
@@ -109,7 +112,9 @@ def condition(
     for note in notes:
         warnings.warn(note, ConditioningWarning, stacklevel=2)
     folded = _folded(view, wanted, example) if seen is not None else None
-    return Conditioned(view, space, recipe, wanted, floating(net), seen, folded)
+    model = Conditioned(view, space, recipe, wanted, floating(net), seen, folded)
+    model.selected = described(select)
+    return model
 
 
 def _refuse_clashes(net: nn.Module, space: ParameterSpace) -> None:
@@ -168,11 +173,12 @@ class Conditioned(nn.Module):
     ) -> None:
         super().__init__()
         self.view, self.space = view, space
-        self.recipe = recipe.config()
+        self.recipe = describe(recipe)
         self.anchored = recipe.anchored
         self.slots = {slot.name: slot for slot in slots}
         self.seen, self.folded = seen, folded
         self.memory_limit = DEFAULT_MEMORY_LIMIT
+        self.selected = "default"
         self.transform = Families(recipe, slots, space).to(device=view.device, dtype=dtype)
         self._trace_clone()
 
@@ -364,6 +370,36 @@ class Conditioned(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._trace_clone()
+
+    def save(self, path: str | os.PathLike[str], *, metrics: Mapping[str, Any] | None = None) -> None:
+        """Write the transform to one safetensors file, from which [`load`][weightmorph.load] makes the model again.
+
+        The file holds the transform's tensors and, as JSON, the parameters, the slots, the recipe and a fingerprint of
+        the base. The base's weights are not in it. It is written beside `path` first and then moved, so that there is
+        always a whole file.
+
+        Args:
+            path: where to, customarily `*.safetensors`.
+            metrics: anything JSON can say that should stay with the model.
+
+        Raises:
+            CheckpointError: if something cannot be stored as plain data (extra state of a module of your own).
+            MissingDependencyError: if safetensors is not installed.
+        """
+        record = storage.Record(
+            space=self.space,
+            recipe=self.recipe,
+            slots=tuple(self.slots.values()),
+            base=storage.Fingerprint.of(self.view.tensors(), self.view.written()),
+            network=self.view.classes[0].__name__,
+            selected=self.selected,
+            dtype=self.dtype,
+            memory_limit=self.memory_limit,
+            positions=self.seen.positions if self.seen else None,
+            folded=None if self.folded is None else tuple(self.folded),
+            metrics=dict(metrics or {}),
+        )
+        storage.write(path, record, self.state_dict(keep_vars=True))
 
     def summary(self, example: Any = None) -> str:
         """A table of the conditioned tensors: families, trainable numbers, memory per sample, and the route.

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from .errors import SelectionError, near
 from .slots import Kind, Slot
 
-__all__ = ["Select", "floating", "read_as_maps", "select_slots"]
+__all__ = ["Select", "described", "floating", "read_as_maps", "select_slots"]
 
 Select = str | type[nn.Module] | Callable[[Slot], bool] | Sequence["Select"]
 """A glob pattern on tensor or layer names, a layer type, a predicate on slots, or several of them (any may match)."""
@@ -84,6 +84,22 @@ def select_slots(net: nn.Module, select: Select | None = None) -> tuple[list[Slo
     if not slots:
         _nothing(net, select)
     return slots, notes
+
+
+def described(select: Select | None) -> str:
+    """A selection in words, for a file's record.
+
+    Example:
+        >>> described(["features.*", nn.Conv2d])
+        "'features.*', Conv2d"
+    """
+    if select is None:
+        return "default"
+    if isinstance(select, str):
+        return repr(select)
+    if callable(select):
+        return str(getattr(select, "__name__", type(select).__name__))
+    return ", ".join(map(described, select))
 
 
 def _candidates(net: nn.Module, explicit: bool) -> Iterator[tuple[Slot, nn.Module, Tensor]]:

@@ -68,6 +68,7 @@ class View:
         self.dicts = [{k: self._read(v, seen) for k, v in vars(m).items()} | {"training": False} for m in modules]
         self.names = {name: self.numbers[id(m)] for name, m in net.named_modules(remove_duplicate=False)}
         self.numbers = {}
+        self._written: frozenset[str] = frozenset()
         self._index()
 
     @staticmethod
@@ -164,6 +165,16 @@ class View:
         assert isinstance(tensor, Tensor)
         return tensor
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers by their names in the network, a tied one under each."""
+        root = self.clone()
+        return dict(root.named_parameters(remove_duplicate=False)) | dict(root.named_buffers(remove_duplicate=False))
+
+    def written(self) -> frozenset[str]:
+        """Buffers that the base's own calls have written into: a counter says nothing of which network it is."""
+        buffers = self.clone().named_buffers(remove_duplicate=False)
+        return self._written | {name for name, t in buffers if not t.is_inference() and t._version}
+
     def places(self, tensor: Tensor) -> tuple[tuple[int, str], ...]:
         """Every (module number, attribute) at which a parameter is registered."""
         return tuple(
@@ -173,6 +184,9 @@ class View:
             if value is tensor
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_written": self.written()}  # a copied tensor no longer tells
+
     def __deepcopy__(self, memo: dict[int, Any]) -> View:
         """The same network's parameters, buffers of its own."""
         new = copy.copy(self)
@@ -181,6 +195,7 @@ class View:
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
         """Replace every tensor (a move to another device or dtype); the network's own stay where they are."""
+        self._written = self.written()
         seen: dict[int, tuple[Tensor, Tensor]] = {}
 
         def move(value: Any) -> Any:

@@ -1,17 +1,19 @@
 """Metrics over a grid of θ: the conditioned network beside what a user might rather pick."""
 
-from .advice import preferred
+from .advice import listing, preferred
 from .data import batches
-from .result import Evaluation, Row, setting_text, write_atomically
+from .result import Evaluation, Role, Row, setting_text, write_atomically
 from .run import Contender, accuracy, evaluate
 
 __all__ = [
     "Contender",
     "Evaluation",
+    "Role",
     "Row",
     "accuracy",
     "batches",
     "evaluate",
+    "listing",
     "preferred",
     "setting_text",
     "write_atomically",

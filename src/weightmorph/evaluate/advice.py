@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .result import Evaluation, Row
 
-__all__ = ["preferred", "sentence"]
+__all__ = ["listing", "preferred", "sentence"]
 
 
 def preferred(found: Evaluation) -> Row:
@@ -46,9 +47,7 @@ def sentence(found: Evaluation) -> str:
     row, ours = found.preferred, found.ours
     word = "accuracy" if found.metric == "accuracy" else "score"
     rivals = sorted((rival for rival in found.rows if rival is not row), key=lambda rival: -rival.mean)
-    reaches = (
-        f"reaches {found.text(row.mean)} on average over {' and '.join(found.grid)} ({found.text(row.worst)} at worst)"
-    )
+    reaches = f"reaches {found.text(row.mean)} on average over {listing(found.grid)} ({found.text(row.worst)} at worst)"
     named = rivals[0] if rivals and row.role in ("conditioned", "frozen") else ours
     # The rule may pass over a higher mean, because the noise would explain it; that one is named too.
     passed = [rival for rival in rivals if rival.mean > row.mean and rival is not named]
@@ -81,6 +80,17 @@ def sentence(found: Evaluation) -> str:
         f"{'its' if row.clean >= ours.clean else 'but its'} clean {word} is {clean} against {found.text(ours.clean)}, "
         f"and it has {_numbers(row)} trainable numbers against {_numbers(ours)}."
     )
+
+
+def listing(names: Iterable[str]) -> str:
+    """Names as a sentence has them.
+
+    Example:
+        >>> listing(["angle", "blur", "zoom"])
+        'angle, blur and zoom'
+    """
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _against(found: Evaluation, row: Row, rival: Row) -> str:

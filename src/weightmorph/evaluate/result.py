@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any, Literal
 
 from ..errors import CheckpointError, near
 from ..parameters import Categorical, Parameter, ParameterSpace
-from .advice import preferred, sentence
+from ..storage import replaced
+from .advice import listing, preferred, sentence
 
 __all__ = ["Evaluation", "Role", "Row", "setting_text", "write_atomically"]
 
@@ -201,7 +201,7 @@ class Evaluation:
         """What the table has to be read with."""
         timed = "; time relative to the frozen network" if any(row.cost is not None for row in self.rows) else ""
         first = (
-            f"{self.metric} on {self.images:,} images at {len(self.settings):,} settings of {' and '.join(self.grid)}; "
+            f"{self.metric} on {self.images:,} images at {len(self.settings):,} settings of {listing(self.grid)}; "
             f"± one standard error{timed}"
         )
         return first, *(f"{name} is absent: {reason}" for name, reason in self.absent.items())
@@ -279,15 +279,8 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with beside.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replaced(path) as beside:
+        beside.write_bytes(content)
     return path
 
 

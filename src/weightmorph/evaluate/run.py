@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import math
 import platform
@@ -22,6 +21,7 @@ from ..conditioned import Conditioned
 from ..errors import InputError, WeightmorphError, near
 from ..inputs import Compose, InputTransform
 from ..parameters import ParameterSpace, Value
+from ..storage import versions
 from .data import Pairs, batches
 from .result import Evaluation, Role, Row
 
@@ -429,14 +429,9 @@ def _evaluating(networks: Iterable[nn.Module]) -> Iterator[None]:
 
 def _about(model: Conditioned, transform: InputTransform) -> dict[str, str]:
     """How it was made."""
-    try:
-        own = importlib.metadata.version("weightmorph")
-    except importlib.metadata.PackageNotFoundError:
-        own = "not installed"
     return {
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "weightmorph": own,
-        "torch": torch.__version__,
+        **versions(),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {model.view.device.type}",
         "threads": str(torch.get_num_threads()),

@@ -181,7 +181,8 @@ def _spread(call: Convolution, x: Tensor, dense: Tensor) -> tuple[Convolution, T
         x = between.narrow(axis, 0, (x.shape[axis] - 1) * s + 1)
     pads: list[int] = []
     for k, p, more, d in zip(dense.shape[3:], call.padding, call.output_padding, call.dilation, strict=True):
-        edge = d * (k - 1) - int(p)
+        assert isinstance(p, int)
+        edge = d * (k - 1) - p
         pads = [edge, edge + more, *pads]
     size, g, kernel = x.shape[0], call.groups, dense.shape[3:]
     split = dense.reshape(size, g, -1, dense.shape[2], *kernel).transpose(2, 3).flip(tuple(range(4, 4 + call.dims)))
@@ -208,8 +209,9 @@ def _patches(call: Convolution, x: Tensor, kernel: Sequence[int], grow: Sequence
     ]
     # Axis by axis, which makes fewer pieces than tap by tap: (B, C, k0, P0, n1) -> (B, C, k0, k1, P0, P1).
     for a, (k, s, d, m) in enumerate(zip(kernel, call.stride, call.dilation, extents, strict=True)):
-        before_it = (slice(None),) * (2 + 2 * a)
-        x = torch.stack([x[(*before_it, slice(j * d, j * d + (m - 1) * s + 1, s))] for j in range(k)], 2 + a)
+        lead = [slice(None)] * (2 + 2 * a)
+        taps = [slice(j * d, j * d + (m - 1) * s + 1, s) for j in range(k)]
+        x = torch.stack([x[tuple([*lead, tap])] for tap in taps], 2 + a)
     return x.flatten(2, 1 + call.dims)
 
 

@@ -222,6 +222,8 @@ def run(
         if done is not None:
             done.restore(plan.module, None)
             return done.losses.tolist(), done.seconds, PriorCheck.of(done.notes["prior"])
+        if loop.step < plan.total:  # ended by a callback of the user's, or by max_time
+            loop.save_interrupted()
     loop.look()
     return loop.losses, loop.seconds, loop.prior
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..conditioned import Conditioned
 from ..errors import InputError, require
-from ..evaluate import Evaluation, write_atomically
+from ..evaluate import Evaluation, listing, write_atomically
 from ..inputs import InputTransform
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def report(
         >>> import tempfile
         >>> from weightmorph.evaluate import Row
         >>> from weightmorph.parameters import Interval, ParameterSpace
-        >>> ours = Row("conditioned", "conditioned", (0.9, 0.8), 0.9, 0.01)
+        >>> ours = Row("conditioned", "conditioned", (0.9, 0.7), 0.9, 0.01)
         >>> rows = ours, Row("frozen", "frozen", (0.9, 0.1), 0.9, 0.02)
         >>> space = ParameterSpace({"blur": Interval(0.0, 2.0, unit="px")})
         >>> found = Evaluation(space.config(), {"blur": (0.0, 2.0)}, rows, images=100)
@@ -80,7 +80,7 @@ def report(
     for package in ("matplotlib", "jinja2"):
         require(package, extra="report", purpose="report()")
     pictures = _pictures(evaluation, model, examples, input_transform, labels)
-    name = title or f"Weights that follow {' and '.join(evaluation.grid)}"
+    name = title or f"Weights that follow {listing(evaluation.grid)}"
     page = _page(evaluation, name, pictures, model, [notes] if isinstance(notes, str) else list(notes))
     path = Path(path)
     folder = path.with_name(f"{path.stem}_files")
@@ -129,7 +129,7 @@ def _page(
     )
     environment.filters["inline"] = lambda png: f"data:image/png;base64,{base64.b64encode(png).decode()}"
     source = importlib.resources.files(__package__).joinpath("page.html.j2").read_text("utf-8")
-    settings = f"{len(evaluation.settings):,} settings of {' and '.join(evaluation.grid)}"
+    settings = f"{len(evaluation.settings):,} settings of {listing(evaluation.grid)}"
     return environment.from_string(source).render(
         evaluation=evaluation,
         preferred=evaluation.preferred,

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from ..evaluate import Evaluation, Row
+from ..evaluate import Evaluation, Row, listing
 from ..parameters import Angle, Categorical, LogInterval, Parameter
 from .maps import maps
 from .polar import goes_round, polar
@@ -27,7 +27,7 @@ def pictures(found: Evaluation, thumbnails: Mapping[float, np.ndarray] | None = 
         found: the evaluation.
         thumbnails: angle to an image `(h, w)` or `(h, w, 3)` in [0, 1] seen at that angle, drawn around a round chart.
     """
-    over = " and ".join(found.grid)
+    over = listing(found.grid)
     metric = found.metric[:1].upper() + found.metric[1:]
     alt = f"{metric} over {over}. " + "; ".join(
         f"{row.name}: mean {found.text(row.mean)}, from {found.text(row.worst)} to {found.text(max(row.values))}"
@@ -80,7 +80,7 @@ def _chart(found: Evaluation, palette: Palette, height: float = 3.9) -> tuple[Fi
     axes.set_axisbelow(True)
     axes.tick_params(axis="both", colors=palette.muted, labelsize=8.5, length=0)
     axes.tick_params(axis="x", length=3)
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(score(found))
     return figure, page, axes
 

@@ -57,7 +57,7 @@ def maps(found: Evaluation, axes: Sequence[list[float]], palette: Palette) -> Fi
                     Rectangle((x, y), wide, deep, fill=False, edgecolor=palette.wrong, linewidth=1.8, zorder=3)
                 )
         for place in sorted({0, len(across) // 2, len(across) - 1}):
-            text = setting_text(found.space, {first: across[place]})
+            text = _short(setting_text(found.space, {first: across[place]}))
             page.text(
                 left + (place + 0.5) * wide,
                 top + tall + 0.11,
@@ -68,7 +68,7 @@ def maps(found: Evaluation, axes: Sequence[list[float]], palette: Palette) -> Fi
                 fontsize=8,
             )
         for place in sorted({0, len(down) // 2, len(down) - 1}):
-            text = setting_text(found.space, {second: down[place]})
+            text = _short(setting_text(found.space, {second: down[place]}))
             page.text(
                 left - 0.06,
                 top + tall - (place + 0.5) * deep,
@@ -81,16 +81,14 @@ def maps(found: Evaluation, axes: Sequence[list[float]], palette: Palette) -> Fi
         page.text(left + side / 2, top + tall + 0.3, first, ha="center", va="center", color=palette.muted, fontsize=8.5)
         if number % columns == 0:
             page.text(
-                left - 0.55,
-                top + tall / 2,
-                second,
-                rotation=90,
-                ha="center",
-                va="center",
-                color=palette.muted,
+                left - 0.55, top + tall / 4, second, rotation=90, ha="center", va="center", color=palette.muted,
                 fontsize=8.5,
-            )
+            )  # fmt: skip
     return figure
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 9 else f"{text[:8]}…"
 
 
 def contrast(one: Any, other: Any) -> float:

@@ -40,7 +40,7 @@ def polar(found: Evaluation, parameter: Angle, thumbnails: Mapping[float, np.nda
     assert isinstance(axes, PolarAxes)
     axes.set_theta_zero_location("N")
     low, high = ends(found, found.rows)
-    ticks = [tick for tick in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high) if low < tick <= high + 1e-9]
+    ticks = [tick for tick in MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high) if low < tick <= high + 1e-9]
     axes.set_ylim(low, high)
     axes.set_yticks(ticks, [""] * len(ticks))
     axes.set_xticks(np.arange(8) * math.pi / 4, [""] * 8)
@@ -76,14 +76,17 @@ def polar(found: Evaluation, parameter: Angle, thumbnails: Mapping[float, np.nda
         if image is not None:
             tile(page, image, left + (box[0] - side) / 2, top, side, palette)
     left = centre[0] + radius + away + box[0] + 0.45
+    apart = min(0.62, (height - TOP - 0.2) / len(found.rows))
+    middle = min(centre[1], (height + TOP - apart / 2) / 2)
     for place, row in enumerate(sorted(found.rows, key=lambda row: -row.mean)):  # labels on the lines would collide
-        y = centre[1] + 0.62 * (place - (len(found.rows) - 1) / 2)
+        y = middle + apart * (place - (len(found.rows) - 1) / 2)
         page.plot([left, left + 0.42], [y, y], **drawn[row.name].options())
         page.text(
             left + 0.54, y, row.name, color=palette.ink, fontsize=9.5, va="center",
             fontweight="bold" if row.role == "conditioned" else "normal",
         )  # fmt: skip
-        for line, text in enumerate((f"mean {found.text(row.mean)}", f"worst {found.text(row.worst)}")):
+        facts = (f"mean {found.text(row.mean)}", f"worst {found.text(row.worst)}")
+        for line, text in enumerate(facts[: 2 if apart > 0.44 else 1 if apart > 0.3 else 0]):
             page.text(left + 0.54, y + 0.19 + 0.16 * line, text, color=palette.muted, fontsize=8, va="center")
     return figure
 

@@ -76,13 +76,14 @@ def exponential(matrix: Tensor) -> Tensor:
     float64 they give float32's digits up to $\lVert X \rVert = 100$, where $e^X$ has long ceased to be a weight.
     """
     if not torch.compiler.is_exporting():
-        return torch.linalg.matrix_exp(matrix)
+        known: Tensor = torch.linalg.matrix_exp(matrix)
+        return known
     squarings, order = 10, 8
     n = matrix.shape[-1]
     # One batch axis and bmm, for `@` on a symbolic batch traces to four operations in place of one.
     small = matrix.to(torch.float64).reshape(-1, n, n) / 2**squarings
     one = torch.eye(n, dtype=small.dtype, device=small.device)
-    value = one + small / order
+    value: Tensor = one + small / order
     for k in range(order - 1, 0, -1):
         value = one + torch.bmm(small / k, value)
     for _ in range(squarings):

@@ -80,7 +80,8 @@ def solve(matrix: Tensor, right: Tensor, smallest: float) -> Tensor:
     know no linear solver. No eigenvalue of A exceeds n and none is below `smallest`, which bounds the steps.
     """
     if not torch.compiler.is_exporting():
-        return torch.linalg.solve(matrix, right)
+        solved: Tensor = torch.linalg.solve(matrix, right)
+        return solved
     n = matrix.shape[-1]
     # One batch axis and bmm, for `@` on a symbolic batch traces to four operations in place of one.
     a, b = matrix.reshape(-1, n, n), right.reshape(-1, n, right.shape[-1])

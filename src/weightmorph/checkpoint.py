@@ -1,0 +1,131 @@
+"""Loading a saved transform onto its base."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import nn
+
+from . import storage
+from .conditioned import Conditioned
+from .errors import BaseError, CheckpointError, TransformError
+from .storage import Fingerprint, Record, listed
+from .trace import Trace
+from .transforms import Custom, WeightTransform
+from .transforms.registry import describe, foreign, remake, same
+from .view import View
+
+__all__ = ["load", "peek"]
+
+
+def load(path: str | os.PathLike[str], net: nn.Module, *, transform: nn.Module | None = None) -> Conditioned:
+    """Put a transform that [`Conditioned.save`][weightmorph.Conditioned.save] wrote onto its base again.
+
+    A file holds tensors and JSON: nothing in it is executed. It does not hold the base, which must be, bit for bit, the
+    one that the transform was trained for.
+
+    Args:
+        path: the file.
+        net: the base; as with `condition`, neither modified nor run in train mode.
+        transform: the recipe, needed where it holds a module or a class of your own (`PerFilter(module)`, `Custom`),
+            for code is not in the file. The module gets the saved tensors.
+
+    Returns:
+        the model, as it was when it was saved.
+
+    Raises:
+        BaseError: if `net` is another base; both fingerprints are named, and the tensors that differ.
+        CheckpointError: if the file is damaged, incomplete or of a newer format, or if `transform` is missing or is
+            another one than was saved.
+        MissingDependencyError: if safetensors is not installed.
+        OSError: if the file is not there.
+
+    Example:
+        >>> import tempfile, weightmorph as wm
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 10))
+        >>> model = wm.condition(net, {"angle": wm.Angle("deg")}, wm.LowRank(2) + wm.Scale())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(f"{folder}/model.safetensors")
+        ...     again = load(f"{folder}/model.safetensors", net)
+        >>> x = torch.randn(2, 1, 8, 8)
+        >>> torch.equal(again(x, angle=30.0), model(x, angle=30.0))
+        True
+    """
+    record, tensors = storage.read(path)
+    if not isinstance(net, nn.Module) or isinstance(net, Conditioned):
+        raise BaseError(f"{path}: expected the plain network to load onto, got {type(net).__name__}")
+    view = View(net)
+    _refuse_another_base(path, record, Fingerprint.of(view.tensors()), type(net).__name__)
+    recipe = _recipe(path, record, transform)
+    seen = None if record.positions is None else Trace(positions=dict(record.positions))
+    # The transform is initialised only to be overwritten: that must not move the user's random numbers.
+    with torch.random.fork_rng(devices=[]):
+        try:
+            model = Conditioned(view, record.space, recipe, record.slots, record.dtype, seen, record.folded)
+        except (TransformError, KeyError) as error:
+            raise CheckpointError(f"{path}: the transform cannot be made again: {error}") from error
+    model.memory_limit, model.selected = record.memory_limit, record.selected
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in tensors.items()}
+    if wanted != given:
+        odd = [
+            f"{name} ({given.get(name, 'missing')}, expected {wanted.get(name, 'none')})"
+            for name in dict.fromkeys((*wanted, *given))
+            if wanted.get(name) != given.get(name)
+        ]
+        raise CheckpointError(f"{path}: the tensors do not fit the transform {recipe!r}: {listed(odd)}")
+    model.load_state_dict(tensors)
+    return model
+
+
+def peek(path: str | os.PathLike[str]) -> Record:
+    """What a file says of itself, without a network: parameters, transform, slots, metrics and the base's fingerprint.
+
+    Raises:
+        CheckpointError: if the file is damaged, incomplete, or of a newer format.
+    """
+    return storage.read(path)[0]
+
+
+def _refuse_another_base(path: str | os.PathLike[str], record: Record, found: Fingerprint, network: str) -> None:
+    differences = record.base.differences(found)
+    if not differences:
+        return
+    dtype = record.base.recast(found)
+    advice = (
+        f"the model was saved in {dtype}: load it onto net.to(torch.{dtype})"
+        if dtype
+        else "load it onto the network that it was trained for, in the state in which it was trained"
+    )
+    raise BaseError(
+        f"{path}: saved for another base: for a {record.network} with fingerprint {record.base}, and this is a "
+        f"{network} with fingerprint {found}. {len(differences)} of {len(record.base.tensors)} tensors differ: "
+        f"{listed(differences)}. Hint: {advice}"
+    )
+
+
+def _recipe(path: str | os.PathLike[str], record: Record, transform: nn.Module | None) -> WeightTransform:
+    """The user's recipe, which must be the one that was saved, or one made from the record."""
+    if transform is None:
+        own = foreign(record.recipe)
+        if own:
+            raise CheckpointError(
+                f"{path}: the transform holds code of your own, which is not in the file: {', '.join(own)}. Give the "
+                "recipe as it was: load(path, net, transform=…)"
+            )
+        try:
+            return remake(record.recipe)
+        except (TransformError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path}: the transform cannot be made again: {error}; it was saved with weightmorph "
+                f"{record.written_by.get('weightmorph', 'unknown')}, this is {storage.versions()['weightmorph']}"
+            ) from error
+    if not isinstance(transform, nn.Module):
+        raise CheckpointError(f"transform: expected a weight transform or a module, got {type(transform).__name__}")
+    recipe = transform if isinstance(transform, WeightTransform) else Custom(transform)
+    if not same(describe(recipe), record.recipe):
+        raise CheckpointError(
+            f"{path}: another transform than was saved: expected {record.recipe}, got {describe(recipe)}"
+        )
+    return recipe
