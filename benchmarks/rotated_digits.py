@@ -142,9 +142,7 @@ def write(
     for name, values in scores.items():
         taken = f"{seconds[name]:.0f}" if name in seconds else "-"
         mean, worst = sum(values) / len(values), min(values)
-        lines.append(
-            f"| {name} | {numbers.get(name, 0):,} | {mean:.4f} | {worst:.4f} | {values[0]:.4f} | {taken} |"
-        )
+        lines.append(f"| {name} | {numbers.get(name, 0):,} | {mean:.4f} | {worst:.4f} | {values[0]:.4f} | {taken} |")
     made = (
         f"`python benchmarks/rotated_digits.py --steps {options.steps} --seed {options.seed} --images {options.images} "
         f"--threads {options.threads}`, {date.today()}, weightmorph {wm.__version__}, torch {torch.__version__}, "

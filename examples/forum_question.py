@@ -43,9 +43,7 @@ def two_steps() -> None:
     """The asker's script: the gradient is there, and training moves the transformation network alone."""
     cnn, transformation = CNN(), TransformationNet()
     before = cnn.conv1.weight.detach().clone()
-    model = wm.condition(
-        cnn, {"p": wm.Interval(0.0, 2.0, encode="raw")}, transform=wm.PerFilter(transformation)
-    )
+    model = wm.condition(cnn, {"p": wm.Interval(0.0, 2.0, encode="raw")}, transform=wm.PerFilter(transformation))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     inputs, target = torch.ones(1, 1, 3, 3), torch.zeros(1, 10)
     for step, p in enumerate((1.0, 2.0)):

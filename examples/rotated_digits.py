@@ -59,6 +59,8 @@ def main() -> None:
     )
     print(found.table())
     print(found.advice)
+    options.out.mkdir(parents=True, exist_ok=True)
+    found.save(options.out / "evaluation.json")
 
     page = wm.report(
         found,

@@ -1,8 +1,10 @@
 """Condition any frozen PyTorch network on a parameter by learning to transform its weights."""
 
 from . import errors, inputs
+from .checkpoint import load
 from .conditioned import Conditioned, condition
 from .evaluate import Contender, Evaluation, evaluate
+from .export import export_onnx, export_program
 from .fit import fine_tune, fit
 from .objectives import Distillation, Supervised
 from .parameters import Angle, Categorical, Interval, LogInterval, ParameterSpace
@@ -33,8 +35,11 @@ __all__ = [
     "condition",
     "errors",
     "evaluate",
+    "export_onnx",
+    "export_program",
     "fine_tune",
     "fit",
     "inputs",
+    "load",
     "report",
 ]

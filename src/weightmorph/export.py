@@ -96,8 +96,10 @@ def export_onnx(
     count = len(program.graph_signature.user_outputs)
     outputs = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
     with warnings.catch_warnings():
-        # Torch's exporter copies a tree of a kind that torch itself has deprecated.
+        # Torch's exporter copies a tree of a kind that torch itself has deprecated, and minds that one name is given to
+        # the first axis of several inputs, which is what is meant.
         warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="# The axis name: batch")
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         try:
             made = torch.onnx.export(

@@ -499,9 +499,7 @@ class ParameterSpace(Mapping[str, Parameter]):
 
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
         if not isinstance(parameters, Mapping) or not parameters:
-            raise ParameterError(
-                f"expected a dict of parameters such as {{'angle': Angle('deg')}}, got {parameters!r}"
-            )
+            raise ParameterError(f"expected a dict of parameters such as {{'angle': Angle('deg')}}, got {parameters!r}")
         for name, parameter in parameters.items():
             if not isinstance(name, str) or not name.isidentifier():
                 raise ParameterError(f"a parameter's name must be a Python identifier, got {name!r}")

@@ -125,7 +125,9 @@ def _slot(
     taps = tuple(tuple(d * (j - (k - 1) / 2) for j in range(k)) for k, d in zip(kernel, module.dilation, strict=True))
     # A layer that pads by other means than zeros does so itself, by an amount that its kernel size fixes. A forward of
     # its own may do anything with the weight; an example can show that it is harmless.
-    plain = any(type(module).forward is c.forward and type(module)._conv_forward is c._conv_forward for c in CONVOLUTIONS)
+    plain = any(
+        type(module).forward is c.forward and type(module)._conv_forward is c._conv_forward for c in CONVOLUTIONS
+    )
     growable = kind == "conv" and module.padding_mode == "zeros" and plain
     return Slot(name, layer, attribute, kind, shape, module.groups, kernel, taps, growable=growable, explicit=explicit)
 
