@@ -34,10 +34,7 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         for block in (self.one, self.two):
-            if self.inside is None:
-                x = block(x)
-            else:
-                x = checkpoint(block, x, use_reentrant=self.inside == "reentrant")
+            x = block(x) if self.inside is None else checkpoint(block, x, use_reentrant=self.inside == "reentrant")
         return self.head(x.mean((2, 3)))
 
 

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "weightmorph"
 
 ROOMS = (
-    "errors affine parameters slots objectives inputs selection trace weights transforms storage execution summary view "
-    "conditioned checkpoint export infer evaluate fit report demo cli"
+    "errors affine parameters slots objectives inputs selection trace weights transforms storage execution summary "
+    "view conditioned checkpoint export infer evaluate fit report demo cli"
 ).split()  # from low to high: a room imports only rooms to its left
 
 NARROW = {"inputs": {"errors", "affine", "parameters"}}  # a room that may import these alone

@@ -28,7 +28,7 @@ from .parameters import Parameter, ParameterSpace, Theta, Value
 from .selection import Select, described, floating, read_as_maps, select_slots
 from .slots import Slot
 from .summary import table
-from .trace import Trace, trace
+from .trace import Trace, as_call, folded_layers, trace
 from .transforms import Custom, Families, WeightTransform
 from .transforms.registry import describe
 from .view import View
@@ -93,7 +93,7 @@ def condition(
     slots, notes = select_slots(net, select)
     seen = None
     if example is not None:
-        args, inputs = _as_call(example)
+        args, inputs = as_call(example)
         seen = trace(view.clone(), slots, args, inputs)
         slots = [seen.apply(slot) for slot in slots]
     if maps:
@@ -111,7 +111,7 @@ def condition(
             wanted = [s for s in wanted if s.name in seen.consumed]
     for note in notes:
         warnings.warn(note, ConditioningWarning, stacklevel=2)
-    folded = _folded(view, wanted, example) if seen is not None else None
+    folded = folded_layers(view.clone, wanted, example) if seen is not None else None
     model = Conditioned(view, space, recipe, wanted, floating(net), seen, folded)
     model.selected = described(select)
     return model
@@ -124,32 +124,6 @@ def _refuse_clashes(net: nn.Module, space: ParameterSpace) -> None:
             f"parameter {taken[0]!r} is also an argument of {type(net).__name__}.forward; give the parameter another "
             "name"
         )
-
-
-def _as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example, dict):
-        return (), example
-    return (example if isinstance(example, tuple) else (example,)), {}
-
-
-def _folded(view: View, slots: Sequence[Slot], example: Any) -> list[str]:
-    """Layers whose input does not have the batch first, found by running the example at two batch sizes."""
-    args, kwargs = _as_call(example)
-
-    def sized(value: Any, size: int) -> Any:
-        if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] > 0:
-            return value[:1].expand(size, *value.shape[1:]).contiguous()
-        return value
-
-    seen: list[Trace] = []
-    for size in (2, 3):
-        inputs = tuple(sized(v, size) for v in args), {k: sized(v, size) for k, v in kwargs.items()}
-        try:
-            seen.append(trace(view.clone(), slots, *inputs))
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            return []  # inputs that are not batched alike: nothing is known
-    two, three = seen
-    return [name for name in two.batches if (two.batches[name], three.batches.get(name)) != (2, 3)]
 
 
 class Conditioned(nn.Module):
@@ -288,9 +262,9 @@ class Conditioned(nn.Module):
     def _refuse_folded(self) -> None:
         if self.folded:
             raise BatchSizeError(
-                f"layer {self.slots[self.folded[0]].layer!r} reads an input whose first axis is not the batch (seen with the example at "
-                f"two batch sizes; {len(self.folded)} such tensors), so it cannot have one θ per sample. Give one θ "
-                "for the whole batch, or deselect it with select="
+                f"layer {self.slots[self.folded[0]].layer!r} reads an input whose first axis is not the batch "
+                f"(seen with the example at two batch sizes; {len(self.folded)} such tensors), so it cannot have one θ "
+                "per sample. Give one θ for the whole batch, or deselect it with select="
             )
 
     # One setting at a time.
@@ -409,7 +383,7 @@ class Conditioned(nn.Module):
         """
         seen = self.seen
         if example is not None:
-            args, kwargs = _as_call(example)
+            args, kwargs = as_call(example)
             seen = trace(self.view.clone(), list(self.slots.values()), args, kwargs)
         return table(self.transform, self.slots, self.space, self.view.total, seen.positions if seen else {})
 

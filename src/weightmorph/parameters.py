@@ -1,7 +1,7 @@
 """What the weights depend on: named parameters with a unit, a range, and an anchor at which the base is right.
 
-A [`ParameterSpace`][weightmorph.ParameterSpace] is a dict of parameters. It checks values, samples them, lays out grids,
-and encodes them into the *code* that every weight transform reads.
+A [`ParameterSpace`][weightmorph.ParameterSpace] is a dict of parameters. It checks values, samples them, lays out
+grids, and encodes them into the *code* that every weight transform reads.
 """
 
 from __future__ import annotations

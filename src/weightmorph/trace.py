@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from .slots import Slot
 
-__all__ = ["Trace", "trace"]
+__all__ = ["Trace", "as_call", "folded_layers", "trace"]
 
 FLATTENING = frozenset("flatten reshape view".split())
 CONVOLUTIONS = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split())
@@ -189,3 +189,30 @@ def trace(net: nn.Module, slots: Sequence[Slot], args: tuple[Any, ...], kwargs: 
         warnings.simplefilter("ignore")  # what the base has to say it says when it is really run
         net(*args, **kwargs)
     return watch.seen
+
+
+def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """An example as positional and keyword inputs."""
+    if isinstance(example, dict):
+        return (), example
+    return (example if isinstance(example, tuple) else (example,)), {}
+
+
+def folded_layers(clone: Callable[[], nn.Module], slots: Sequence[Slot], example: Any) -> list[str]:
+    """Slots whose input does not have the batch first, found by running an example at two batch sizes."""
+    args, kwargs = as_call(example)
+
+    def sized(value: Any, size: int) -> Any:
+        if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] > 0:
+            return value[:1].expand(size, *value.shape[1:]).contiguous()
+        return value
+
+    seen: list[Trace] = []
+    for size in (2, 3):
+        inputs = tuple(sized(v, size) for v in args), {k: sized(v, size) for k, v in kwargs.items()}
+        try:
+            seen.append(trace(clone(), slots, *inputs))
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return []  # inputs that are not batched alike: nothing is known
+    two, three = seen
+    return [name for name in two.batches if (two.batches[name], three.batches.get(name)) != (2, 3)]

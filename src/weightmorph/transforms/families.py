@@ -90,6 +90,6 @@ class Families(nn.Module):
             if wrong:
                 raise TransformError(
                     f"layer {slot.layer or slot.name!r}: {name} gave a weight that is not finite "
-                    f"({wrong:,} numbers of it are not); lower the learning rate, or look for a division or a logarithm "
-                    "in a module of your own"
+                    f"({wrong:,} numbers of it are not); lower the learning rate, or look for a division or a "
+                    "logarithm in a module of your own"
                 )

@@ -26,7 +26,8 @@ class Warp(WeightTransform):
     $R(\theta)$ is the analytic prior of [`resample`][weightmorph.transforms.resample]: the taps' positions go where
     the map that the parameters name takes them (rotation, zoom, shear, flips), about the point that the output grid's
     centre rests on. $R(\theta_0)$ is the identity but for the `nugget`. $L$ starts at zero, so untrained the kernel is
-    the resampled one; at the anchor $M$ is always the identity. With parameters that name no map, $R$ is the identity throughout and only $L$ is left.
+    the resampled one; at the anchor $M$ is always the identity. With parameters that name no map, $R$ is the identity
+    throughout and only $L$ is left.
 
     A `Linear` that reads a flattened `(C, h, w)` map is a kernel with h·w taps; there a translation counts as well.
 
