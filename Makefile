@@ -25,7 +25,7 @@ demo: $(VENV)/.installed-demo
 	$(PY) examples/rotated_digits.py --out report
 
 test: $(VENV)/.installed-test
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2
 
 lint: $(VENV)/.installed-test
 	$(PY) -m ruff check .
@@ -33,7 +33,7 @@ lint: $(VENV)/.installed-test
 	$(PY) -m mypy --strict
 
 bench: $(VENV)/.installed-test
-	PYTHONPATH=examples $(PY) benchmarks/rotated_digits.py
+	$(PY) benchmarks/rotated_digits.py --download
 
 clean:
 	rm -rf report results build dist lightning_logs checkpoints .hypothesis .mypy_cache .pytest_cache .ruff_cache
