@@ -194,6 +194,23 @@ def test_tied_tensors() -> None:
     torch.testing.assert_close(tied(x, angle=[40.0, 40.0]), baked(x))
 
 
+def test_recurrent_layers_are_refused_by_name_and_left_out_by_default() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.rnn(x)[0])
+
+    x = torch.randn(2, 5, 3)
+    model = wm.condition(Recurrent(), ANGLE, wm.Scale(), example=x)
+    assert list(model.slots) == ["head.weight", "head.bias"]
+    assert torch.equal(model(x, angle=0.0), model.frozen()(x))
+    with pytest.raises(errors.SelectionError, match=r"'rnn': a LSTM reads its weights from a flat list"):
+        wm.condition(Recurrent(), ANGLE, wm.Scale(), select="rnn.weight_ih_l0")
+
+
 def test_parametrised_layers() -> None:
     net = nn.Sequential(parametrizations.weight_norm(nn.Conv2d(1, 2, 3)), nn.Conv2d(2, 2, 1))
     with pytest.warns(errors.ConditioningWarning, match=r"left out: 0\.weight is already parametrised"):

@@ -153,6 +153,8 @@ class Conditioned(nn.Module):
         self.seen, self.folded = seen, folded
         self.memory_limit = DEFAULT_MEMORY_LIMIT
         self.selected = "default"
+        # Where each tensor stands in a clone: found once, for a call must not search the tree.
+        self.places = {s.name: view.places(view.tensor(s.layer, s.attribute)) for s in slots}
         self.transform = Families(recipe, slots, space).to(device=view.device, dtype=dtype)
         self._trace_clone()
 
@@ -248,7 +250,7 @@ class Conditioned(nn.Module):
             tensor = self.view.tensor(slot.layer, slot.attribute)
             made = scope.made.get(slot.name)
             direct = isinstance(made, Tensor) and not scope.grad and made.shape == tensor.shape
-            for number, attribute in self.view.places(tensor):
+            for number, attribute in self.places[slot.name]:
                 overrides.setdefault(number, {})[attribute] = made if direct else StandIn(scope, slot, tensor)
         return self.view.clone(overrides)
 

@@ -66,6 +66,11 @@ def select_slots(net: nn.Module, select: Select | None = None) -> tuple[list[Slo
             continue
         if select is not None and not _matches(slot, module, select):
             continue
+        if isinstance(module, nn.RNNBase):
+            raise SelectionError(
+                f"layer {slot.layer!r}: a {type(module).__name__} reads its weights from a flat list of its own, so "
+                f"{slot.attribute} cannot be replaced for a call; deselect it"
+            )
         names = roles[id(tensor)]
         if len({role for _, role in names}) > 1:
             described = ", ".join(f"{name} (as {role[0]})" for name, role in names)
