@@ -57,6 +57,7 @@ def load(path: str | os.PathLike[str], net: nn.Module, *, transform: nn.Module |
         raise BaseError(f"{path}: expected the plain network to load onto, got {type(net).__name__}")
     view = View(net)
     _refuse_another_base(path, record, Fingerprint.of(view.tensors()), type(net).__name__)
+    _refuse_other_slots(path, record, view)
     recipe = _recipe(path, record, transform)
     seen = None if record.positions is None else Trace(positions=dict(record.positions))
     # The transform is initialised only to be overwritten: that must not move the user's random numbers.
@@ -105,16 +106,26 @@ def _refuse_another_base(path: str | os.PathLike[str], record: Record, found: Fi
     )
 
 
+def _refuse_other_slots(path: str | os.PathLike[str], record: Record, view: View) -> None:
+    """A slot names a tensor of the base, of that shape; only a file that was edited by hand says otherwise."""
+    tensors = view.tensors()
+    for slot in record.slots:
+        name = f"{slot.layer}.{slot.attribute}" if slot.layer else slot.attribute
+        tensor = tensors.get(slot.name)
+        if name != slot.name or tensor is None or tuple(tensor.shape) != slot.shape:
+            raise CheckpointError(f"{path}: the base has no tensor {slot.name} of shape {slot.shape}, as a slot says")
+
+
 def _recipe(path: str | os.PathLike[str], record: Record, transform: nn.Module | None) -> WeightTransform:
     """The user's recipe, which must be the one that was saved, or one made from the record."""
     if transform is None:
-        own = foreign(record.recipe)
-        if own:
-            raise CheckpointError(
-                f"{path}: the transform holds code of your own, which is not in the file: {', '.join(own)}. Give the "
-                "recipe as it was: load(path, net, transform=…)"
-            )
         try:
+            own = foreign(record.recipe)
+            if own:
+                raise CheckpointError(
+                    f"{path}: the transform holds code of your own, which is not in the file: {', '.join(own)}. Give "
+                    "the recipe as it was: load(path, net, transform=…)"
+                )
             return remake(record.recipe)
         except (TransformError, KeyError, TypeError) as error:
             raise CheckpointError(

@@ -295,9 +295,9 @@ class _Range(Parameter):
         """The way back."""
 
     @property
+    @abstractmethod
     def _reach(self) -> float:
-        ends = self._forward(torch.tensor([self.low, self.high], dtype=torch.float64)).abs()
-        return float(ends.max())
+        """The largest coordinate there is, by Python's arithmetic: a traced graph cannot read a tensor's value."""
 
     def encode(self, value: Tensor) -> Tensor:
         if self.encode_as == "raw":
@@ -354,6 +354,10 @@ class Interval(_Range):
     def _backward(self, coordinate: Tensor) -> Tensor:
         return coordinate + self.anchor_value
 
+    @property
+    def _reach(self) -> float:
+        return max(self.high - self.anchor_value, self.anchor_value - self.low)
+
 
 @dataclass(frozen=True, init=False)
 class LogInterval(_Range):
@@ -380,6 +384,10 @@ class LogInterval(_Range):
 
     def _backward(self, coordinate: Tensor) -> Tensor:
         return torch.exp(coordinate) * self.anchor_value
+
+    @property
+    def _reach(self) -> float:
+        return max(math.log(self.high / self.anchor_value), math.log(self.anchor_value / self.low))
 
     def check(self, name: str, value: Tensor) -> None:
         if bool((value <= 0).any()):

@@ -32,7 +32,9 @@ __all__ = ["FORMAT", "Fingerprint", "Record", "listed", "read", "replaced", "ver
 FORMAT = 1
 """Raised when an older release could misread what a newer one writes."""
 
-HEADER, VERSION, CHECKSUM = "weightmorph", "weightmorph_format", "weightmorph_sha256"
+KEY = "weightmorph"
+"""Where in the file's metadata the header is: one entry, for safetensors shuffles several, and equal models should give
+equal files."""
 
 
 def digest(tensor: Tensor) -> str:
@@ -252,10 +254,10 @@ def write(path: str | os.PathLike[str], record: Record, state: Mapping[str, Any]
             tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
     data = plain(record.as_data()) | {"tensors": {k: digest(v) for k, v in tensors.items()}, "shared": shared}
     _check(record, data)
-    header = json.dumps(data, ensure_ascii=False)
-    metadata = {VERSION: str(FORMAT), CHECKSUM: _checksum(header), HEADER: header}
+    data = {"format": FORMAT} | data
+    header = json.dumps(data | {"sha256": checksum(data)}, ensure_ascii=False)
     try:
-        content = safetensors.save(tensors, metadata)
+        content = safetensors.save(tensors, {KEY: header})
     except (KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: safetensors cannot store these tensors: {error}") from error
     with replaced(Path(path)) as temporary:
@@ -276,8 +278,9 @@ def _check(record: Record, data: Mapping[str, Any]) -> None:
             )
 
 
-def _checksum(header: str) -> str:
-    return hashlib.sha256(header.encode()).hexdigest()
+def checksum(data: Mapping[str, Any]) -> str:
+    """SHA-256 of a header without its own checksum, as Python writes JSON."""
+    return hashlib.sha256(json.dumps(data, ensure_ascii=False).encode()).hexdigest()
 
 
 def read(path: str | os.PathLike[str]) -> tuple[Record, dict[str, Tensor]]:
@@ -302,21 +305,22 @@ def read(path: str | os.PathLike[str]) -> tuple[Record, dict[str, Tensor]]:
         raise
     except Exception as error:  # whatever a library says to a damaged file
         raise CheckpointError(f"{path}: the file is damaged, or not a safetensors file: {error}") from error
-    if HEADER not in metadata or VERSION not in metadata or CHECKSUM not in metadata:
+    if KEY not in metadata:
         raise CheckpointError(
-            f"{path}: a safetensors file, but not a checkpoint of weightmorph (its metadata lack "
-            f"{', '.join(key for key in (HEADER, VERSION, CHECKSUM) if key not in metadata)}); weights of a network "
-            "are loaded into the network itself"
+            f"{path}: a safetensors file, but not a checkpoint of weightmorph (its metadata have no entry {KEY!r}); "
+            "weights of a network are loaded into the network itself"
         )
-    header = metadata[HEADER]
-    _refuse_other_version(path, metadata[VERSION])
-    if _checksum(header) != metadata[CHECKSUM]:
-        raise CheckpointError(f"{path}: the file is damaged: its header does not have its checksum")
     try:
-        data = json.loads(header)
+        data = json.loads(metadata[KEY])
+        _refuse_other_format(path, data["format"])
+        expected = data.pop("sha256")
+        if checksum(data) != expected:
+            raise CheckpointError(f"{path}: the file is damaged: its header does not have its checksum")
         record = Record.from_data(data)
         digests, shared = dict(data["tensors"]), dict(data["shared"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{path}: the header cannot be read: {what}") from error
     _refuse_damaged(path, digests, tensors)
@@ -348,15 +352,14 @@ def _refuse_incomplete(path: Path) -> None:
         raise CheckpointError(f"{path}: the file is cut short: {missing:,} of its {size + missing:,} bytes are missing")
 
 
-def _refuse_other_version(path: Path, text: str) -> None:
-    number = int(text) if text.isascii() and text.isdecimal() else 0
+def _refuse_other_format(path: Path, number: Any) -> None:
+    if not isinstance(number, int) or number < 1:
+        raise CheckpointError(f"{path}: the file is damaged: its format reads {number!r}")
     if number > FORMAT:
         raise CheckpointError(
             f"{path}: the file has format {number}, and this release of weightmorph ({versions()['weightmorph']}) "
             f"reads up to format {FORMAT}; install a newer one: pip install -U weightmorph"
         )
-    if number < 1:
-        raise CheckpointError(f"{path}: the file is damaged: its format reads {text!r}")
 
 
 def _refuse_damaged(path: Path, digests: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
