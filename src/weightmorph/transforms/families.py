@@ -29,14 +29,18 @@ class Families(nn.Module):
     def __init__(self, recipe: WeightTransform, slots: Sequence[Slot], space: ParameterSpace) -> None:
         super().__init__()
         self.slots: dict[str, tuple[str, ...]] = {}
+        # The same modules by slot, for a call must not walk dotted names. A plain dict registers nothing twice.
+        self.built: dict[str, tuple[WeightTransform, ...]] = {}
         counts: dict[str, int] = {}
         for part in recipe.parts:
             counts[part.family] = counts.get(part.family, 0) + 1
             key = part.family if counts[part.family] == 1 else f"{part.family}_{counts[part.family]}"
             for slot in slots:
                 if part.wants(slot, space):
-                    self._put(f"{key}.{slot.name}", part.build(slot, space=space))
+                    built = part.build(slot, space=space)
+                    self._put(f"{key}.{slot.name}", built)
                     self.slots[slot.name] = (*self.slots.get(slot.name, ()), f"{key}.{slot.name}")
+                    self.built[slot.name] = (*self.built.get(slot.name, ()), built)
 
     def _put(self, path: str, module: nn.Module) -> None:
         *branches, leaf = path.split(".")
@@ -48,21 +52,17 @@ class Families(nn.Module):
             here = here._modules[name]  # type: ignore[assignment]
         here._modules[leaf] = module
 
-    def _get(self, path: str) -> WeightTransform:
-        here: nn.Module | None = self
-        for name in path.split("."):
-            assert here is not None
-            here = here._modules[name]
-        assert isinstance(here, WeightTransform)
-        return here
-
     def of(self, slot: Slot) -> tuple[WeightTransform, ...]:
         """The transforms of one slot."""
-        return tuple(self._get(path) for path in self.slots[slot.name])
+        return self.built[slot.name]
 
     def named(self) -> dict[str, tuple[str, WeightTransform]]:
         """Every built transform by its path `family.slot`, with the slot's name."""
-        return {path: (slot, self._get(path)) for slot, paths in self.slots.items() for path in paths}
+        return {
+            path: (slot, built)
+            for slot, paths in self.slots.items()
+            for path, built in zip(paths, self.built[slot], strict=True)
+        }
 
     def expression(self, slot: Slot, weight: Tensor, code: Tensor) -> WeightExpression:
         """W(θ) of one slot: weight `(*S)`, code `(*B, K)`."""
