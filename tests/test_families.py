@@ -10,7 +10,7 @@ from zoo import Bend, shake
 
 import weightmorph as wm
 from weightmorph.slots import Slot
-from weightmorph.transforms.resample import covariance, resampling
+from weightmorph.transforms.resample import Resampler, covariance
 
 Array = np.ndarray
 SPACE = wm.ParameterSpace({"angle": wm.Angle("deg", harmonics=2), "zoom": wm.LogInterval(0.5, 2.0, affine="zoom")})
@@ -327,7 +327,7 @@ def test_zooming_out_does_not_alias() -> None:
     slot = Slot.of((1, 1, 5, 5))
     sources = slot.positions()
     plane = torch.tensor([[0.5, 0.0, 0.0], [0.0, 0.5, 0.0]], dtype=torch.float64)
-    r = resampling(sources, sources, plane, 2.0, 1e-3)
+    r = Resampler(sources, sources, 2.0, 1e-3)(plane)
     assert float(r.abs().sum(-1).max()) < 2.0, "no tap is amplified beyond what cubic sampling does in two dimensions"
     # A smooth blob that the zoom shrinks: x(p) = exp(-|p|²/18).
     blob = torch.exp(-sources.square().sum(-1) / 18)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["MAPS", "SEPARABLE", "compose", "identity", "inverse"]
+__all__ = ["ISOMETRIES", "MAPS", "SEPARABLE", "compose", "identity", "inverse"]
 
 
 def _stack(a: Tensor, b: Tensor, tx: Tensor, c: Tensor, d: Tensor, ty: Tensor) -> Tensor:
@@ -93,6 +93,9 @@ MAPS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 SEPARABLE = frozenset({"zoom", "translate_x", "flip_x"})
 """Maps that still mean something on a one-dimensional signal (its axis reads as x)."""
+
+ISOMETRIES = frozenset({"rotation", "translate_x", "translate_y", "flip_x", "flip_y"})
+"""Maps that keep every distance."""
 
 
 def compose(after: Tensor, before: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from .errors import (
     UnknownParameterError,
     near,
 )
-from .execution import DEFAULT_MEMORY_LIMIT, Batch, Scope, StandIn
+from .execution import DEFAULT_MEMORY_LIMIT, Batch, Scope, StandIn, make
 from .parameters import Parameter, ParameterSpace, Theta, Value
 from .selection import Select, described, floating, read_as_maps, select_slots
 from .slots import Slot
@@ -224,20 +224,28 @@ class Conditioned(nn.Module):
         scope.grad = torch.is_grad_enabled()
         scope.remake = lambda name: self._operand(name, self._encode(theta))
         code = self._encode(theta)
-        scope.made = {name: self._operand(name, code) for name in self.slots}
+        scope.made = self._operands(code)
+
+    def _operands(self, code: Tensor) -> dict[str, Tensor | WeightExpression]:
+        """W(θ) of every slot, the code side of all of them made together."""
+        if code.dim() == 1 and not torch.is_grad_enabled() and self._at_anchor(code):
+            # Equal to W(θ0) to the bit, but for zeros around grown kernels.
+            return {name: self._frozen[name] for name in self.slots}
+        slots = list(self.slots.values())
+        expressions = self.transform.expressions(slots, self._frozen, code)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self.transform.check(expressions)
+        return {name: e if e.batch else make(e) for name, e in expressions.items()}
+
+    @property
+    def _frozen(self) -> dict[str, Tensor]:
+        return {name: self.view.tensor(slot.layer, slot.attribute) for name, slot in self.slots.items()}
 
     def _operand(self, name: str, code: Tensor) -> Tensor | WeightExpression:
-        """W(θ) of one slot: a tensor if θ is shared, an expression if there is one per sample."""
+        """W(θ) of one slot, on its own: what a recomputed block makes again."""
         slot = self.slots[name]
-        weight = self.view.tensor(slot.layer, slot.attribute)
-        expression = self.transform.expression(slot, weight, code)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            self.transform.check(slot, expression)
-        if code.dim() > 1:
-            return expression
-        if any(expression.grow) and not torch.is_grad_enabled() and self._at_anchor(code):
-            return weight  # equal to W(θ) but for zeros around it, and to the base's own call bit for bit
-        return expression.dense()
+        expression = self.transform.expression(slot, self.view.tensor(slot.layer, slot.attribute), code)
+        return expression if expression.batch else make(expression)
 
     def _at_anchor(self, code: Tensor) -> bool:
         known = self.anchored and code.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -314,8 +322,9 @@ class Conditioned(nn.Module):
             )
         with torch.no_grad():
             code = self._encode(prepared)
-            made = {name: self._operand(name, code) for name in self.slots}
-        return {name: cast(Tensor, value) for name, value in made.items()}
+            if self._at_anchor(code):
+                return self._frozen
+            return self.weights(**theta)
 
     def _place(self, root: nn.Module, values: Mapping[str, Tensor]) -> None:
         """Put weights into a copy of the network, at every name that each tensor has."""

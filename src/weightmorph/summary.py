@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from .execution import Plan, plan
-from .execution.rule import Layer
+from .execution.rule import Layer, kinds
 from .parameters import ParameterSpace
 from .slots import Slot
 from .transforms import Families
@@ -24,7 +24,7 @@ def route(families: Families, slot: Slot, space: ParameterSpace, positions: int)
     with torch.no_grad():
         home = torch.tensor([space.anchor_code], dtype=parameter.dtype, device=parameter.device)
         expression = families.expression(slot, weight, home)
-    return plan(expression, Layer.of(slot, positions, expression.grow))
+    return plan(kinds(expression), Layer.of(slot, positions, expression.grow, batch=32))
 
 
 def table(

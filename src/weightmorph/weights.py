@@ -47,10 +47,16 @@ class Term(ABC):
 
     def take(self, index: Tensor) -> Term:
         """Row `index[i]` of the batch becomes row i: `(D, …)` to `(B, …)`."""
-        tensor, _ = self.carrier
-        name = next(f.name for f in fields(self) if getattr(self, f.name) is tensor)
-        taken: dict[str, Any] = {name: tensor.index_select(0, index)}
-        return replace(self, **taken)
+        return self._carrying(self.carrier[0].index_select(0, index))
+
+    def part(self, where: slice) -> Term:
+        """Some samples of the batch, as a view; a shared term as it is."""
+        return self._carrying(self.carrier[0][where]) if self.batch else self
+
+    def _carrying(self, tensor: Tensor) -> Term:
+        name = next(f.name for f in fields(self) if getattr(self, f.name) is self.carrier[0])
+        changed: dict[str, Any] = {name: tensor}
+        return replace(self, **changed)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

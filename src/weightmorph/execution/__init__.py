@@ -7,7 +7,9 @@ would give.
 """
 
 from .batch import DEFAULT_MEMORY_LIMIT, Batch
+from .desk import Desk
 from .dispatch import Scope, StandIn, call
+from .making import make
 from .rule import Plan, plan
 
-__all__ = ["DEFAULT_MEMORY_LIMIT", "Batch", "Plan", "Scope", "StandIn", "call", "plan"]
+__all__ = ["DEFAULT_MEMORY_LIMIT", "Batch", "Desk", "Plan", "Scope", "StandIn", "call", "make", "plan"]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ..errors import BatchSizeError, ConditioningWarning, MemoryLimitError
+from ..weights import WeightExpression
+from .desk import Desk
 
-__all__ = ["DEFAULT_MEMORY_LIMIT", "Batch", "per_channel"]
+__all__ = ["DEFAULT_MEMORY_LIMIT", "Batch", "expand", "per_channel"]
 
 DEFAULT_MEMORY_LIMIT = 4 * 2**30
 """Bytes that the dense per-sample weights of one layer may take, unless a model says otherwise."""
@@ -32,6 +34,7 @@ class Batch:
     inverse: Tensor | None = None
     memory_limit: int = DEFAULT_MEMORY_LIMIT
     probed: bool = False
+    desk: Desk = field(default_factory=Desk)
 
     def bucketed(self, index: Tensor, settings: int) -> Batch:
         """From `index (B,)`, the setting of each sample, to the samples of each setting."""
@@ -73,6 +76,11 @@ class Batch:
                 f"{where}: one dense weight per sample needs {need / 2**30:.2f} GiB ({self.size} samples x {numbers:,} "
                 f"numbers), the limit is {self.memory_limit / 2**30:.2f} GiB; {advice}"
             )
+
+
+def expand(batch: Batch, expression: WeightExpression) -> WeightExpression:
+    """One row per sample, where there is one per setting."""
+    return expression if batch.index is None or not expression.batch else expression.take(batch.index)
 
 
 def per_channel(value: Tensor, like: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from ..slots import Slot
 from ..weights import WeightExpression, Whole
 from . import convolution, fallback, linear, norm
 from .batch import Batch
+from .calls import widen_padding
 
 __all__ = ["Scope", "StandIn", "call"]
 
@@ -146,7 +147,7 @@ def shared(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     """One weight for the batch: the function itself, its padding widened where the kernel is."""
     grown = next((s for s in found if s.slot.growable), None)
     if grown is not None and func in convolution.HANDLERS:
-        args, kwargs = convolution.widen_padding(args, kwargs, grown.slot.kernel)
+        args, kwargs = widen_padding(args, kwargs, grown.slot.kernel)
     return func(*args, **kwargs)
 
 

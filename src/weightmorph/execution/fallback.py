@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import ExecutionError
 from ..weights import WeightExpression
-from .batch import Batch
-from .rule import expand
+from .batch import Batch, expand
 
 __all__ = ["call"]
 

@@ -9,10 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..weights import BasisMix, LowRankUpdate, RowScale, TapMix, Term, WeightExpression
+from ..weights import BasisMix, LowRankUpdate, RowScale, TapMix, WeightExpression
 from .batch import Batch
+from .making import embedding, make
 from .norm import Operand, values
-from .rule import Layer, plan, split
+from .patches import slices
+from .planner import choose
+from .rule import Layer, Plan
 
 __all__ = ["HANDLERS", "linear"]
 
@@ -21,11 +24,11 @@ def linear(batch: Batch, where: str, input: Tensor, weight: Tensor | WeightExpre
     """$y_b = x_b W_b^T + b_b$: x `(B, …, I)` -> `(B, …, O)`."""
     batch.check(input, where)
     if not isinstance(weight, WeightExpression) or not weight.batch:
-        y = F.linear(input, weight.dense() if isinstance(weight, WeightExpression) else weight)
+        y = F.linear(input, make(weight) if isinstance(weight, WeightExpression) else weight)
     elif batch.rows:
         y = _bucketed(batch, input, weight)
     else:
-        y = _routed(batch, where, input, weight)
+        y = choose(batch, where, weight, layer_of(input, weight), lambda plan: run(input, weight, plan))
     if bias is None:
         return y
     shift = values(batch, bias).to(y.dtype)
@@ -35,47 +38,81 @@ def linear(batch: Batch, where: str, input: Tensor, weight: Tensor | WeightExpre
 
 
 def _bucketed(batch: Batch, x: Tensor, weight: WeightExpression) -> Tensor:
-    dense = weight.dense()
+    dense = make(weight)
     parts = [F.linear(x.index_select(0, rows), w) for rows, w in zip(batch.rows, dense, strict=True)]
     return batch.restore(parts)
 
 
-def _routed(batch: Batch, where: str, x: Tensor, weight: WeightExpression) -> Tensor:
-    o, i = weight.base.shape
-    positions = x.shape[1:-1].numel()
-    moved, left = split(batch, where, weight, plan(weight, Layer(positions, 1, o, i, 1, 1)))
-    if not moved:
-        return _product(x, weight.dense())
-    y = _factored(x, weight, moved)
-    return y + _product(x, weight.total(None, left)) if left else y
+def layer_of(x: Tensor, weight: WeightExpression) -> Layer:
+    """What the rule looks at."""
+    _, o, i, t = weight.slot.canonical_shape
+    tracing = torch.compiler.is_compiling()
+    training = torch.is_grad_enabled() and (weight.requires_grad or x.requires_grad)
+    return Layer(
+        x.shape[1:-1].numel(), 1, o, i, t, t, "linear", batch=None if tracing else x.shape[0], training=training,
+        tracing=tracing,
+    )  # fmt: skip
+
+
+def run(x: Tensor, weight: WeightExpression, plan: Plan) -> Tensor:
+    """One route."""
+    if plan.route == "factored":
+        return _factored(x, weight)
+    aside = [t for t in weight.terms if isinstance(t, LowRankUpdate) and plan.low_rank == "activations"]
+    terms = [t for t in weight.terms if t not in aside]
+    if torch.compiler.is_compiling():
+        y = _product(x, make(weight, terms))
+    else:
+        size = weight.base.numel() * x.element_size()
+        parts = [
+            _product(x[part], make(weight, [t.part(part) for t in terms]))
+            for part in slices(x.shape[0], size, x.device)
+        ]
+        y = parts[0] if len(parts) == 1 else torch.cat(parts)
+    for term in aside:
+        y = y + _low_rank(x, term, y)
+    return y
 
 
 def _product(x: Tensor, dense: Tensor) -> Tensor:
+    if dense.dim() == 2:
+        return F.linear(x, dense)
     rows = x.reshape(x.shape[0], -1, x.shape[-1])
     return torch.bmm(rows, dense.to(x.dtype).transpose(1, 2)).reshape(*x.shape[:-1], dense.shape[1])
 
 
-def _factored(x: Tensor, weight: WeightExpression, terms: list[Term]) -> Tensor:
-    """x(W + s⊙W + U g V + W D)ᵀ = (1 + s) ⊙ xWᵀ + ((xVᵀ) ⊙ g) Uᵀ + (x Dᵀ) Wᵀ."""
-    y = F.linear(x, weight.base)
+def _gain(value: Tensor, y: Tensor) -> Tensor:
+    """Per-sample numbers in the shape in which they multiply `y`'s last axis."""
+    return value.to(y.dtype).reshape(value.shape[0], *(1,) * (y.dim() - 2), value.shape[-1])
 
-    def gain(value: Tensor) -> Tensor:
-        return value.to(y.dtype).reshape(value.shape[0], *(1,) * (x.dim() - 2), value.shape[-1])
 
-    total = y
-    for term in terms:
-        if isinstance(term, RowScale):
-            total = total + y * gain(term.gain)
-        elif isinstance(term, LowRankUpdate):
-            total = total + F.linear(F.linear(x, term.right[0]) * gain(term.gain), term.left[0])
-        elif isinstance(term, TapMix):
-            t = term.slot.n_taps
-            rows = x.reshape(x.shape[0], -1, t) @ term.mix.to(x.dtype).transpose(1, 2)
-            total = total + F.linear(rows.reshape(x.shape), weight.base)
+def _low_rank(x: Tensor, term: LowRankUpdate, y: Tensor) -> Tensor:
+    return F.linear(F.linear(x, term.right[0]) * _gain(term.gain, y), term.left[0])
+
+
+def _factored(x: Tensor, weight: WeightExpression) -> Tensor:
+    """x(W + s⊙W + W D + U g V)ᵀ = s ⊙ xWᵀ + (x (1 + D)ᵀ) Wᵀ + ((xVᵀ) ⊙ g) Uᵀ."""
+    mixes = [t for t in weight.terms if isinstance(t, TapMix)]
+    scales = [t for t in weight.terms if isinstance(t, RowScale)]
+    y: Tensor | None = None
+    if scales or not mixes:
+        y = F.linear(x, weight.base)
+        gain = sum((t.gain for t in scales[1:]), scales[0].gain) if scales else None
+        if gain is not None:  # where the taps are mixed, the frozen weight itself comes with them
+            y = y * _gain(gain if mixes else 1 + gain, y)
+    if mixes:
+        mix = embedding(weight.slot, (), mixes[0].mix) + sum((t.mix for t in mixes[1:]), mixes[0].mix)
+        rows = torch.bmm(x.reshape(x.shape[0], -1, mix.shape[-1]), mix.to(x.dtype).transpose(1, 2))
+        mixed = F.linear(rows.reshape(x.shape), weight.base)
+        y = mixed if y is None else y + mixed
+    assert y is not None
+    for term in weight.terms:
+        if isinstance(term, LowRankUpdate):
+            y = y + _low_rank(x, term, y)
         elif isinstance(term, BasisMix):
             outputs = torch.stack([F.linear(x, w) for w in term.bank], -1)
-            total = total + (outputs * gain(term.mix).unsqueeze(-2)).sum(-1)
-    return total
+            y = y + (outputs * _gain(term.mix, y).unsqueeze(-2)).sum(-1)
+    return y
 
 
 HANDLERS: dict[Any, Callable[..., Tensor]] = {F.linear: linear}

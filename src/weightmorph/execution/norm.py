@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..errors import ExecutionError
 from ..weights import WeightExpression
-from .batch import Batch, per_channel
-from .rule import expand
+from .batch import Batch, expand, per_channel
 
 __all__ = ["HANDLERS"]
 
@@ -34,6 +33,16 @@ def channels(batch: Batch, y: Tensor, weight: Operand, bias: Operand) -> Tensor:
     return y if bias is None else y + laid(bias)
 
 
+def _per_sample(batch: Batch, *operands: Operand) -> bool:
+    return any(isinstance(o, WeightExpression) and o.batch for o in operands)
+
+
+def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """`x * scale + shift`, both `(B, C)` or `(C,)`, the channels being axis 1: one new tensor, two passes."""
+    scale, shift = (v if v.dim() == 2 else v.unsqueeze(0) for v in (scale, shift))
+    return (x * per_channel(scale, x)).add_(per_channel(shift, x))
+
+
 def batch_norm(
     batch: Batch,
     where: str,
@@ -53,8 +62,15 @@ def batch_norm(
             f"{where}: BatchNorm without running statistics mixes the samples of a batch, so one θ per sample has no "
             "meaning for it. Give one θ for the whole batch, or use track_running_stats=True"
         )
-    y = F.batch_norm(input, running_mean, running_var, None, None, False, momentum, eps)
-    return channels(batch, y, weight, bias)
+    if running_var is None or not _per_sample(batch, weight, bias):
+        y = F.batch_norm(input, running_mean, running_var, None, None, False, momentum, eps)
+        return channels(batch, y, weight, bias)
+    # Statistics, scale and shift are one multiply and one add per channel, as in torch's own kernel.
+    alpha = (running_var + eps).rsqrt()
+    alpha = alpha if weight is None else values(batch, weight) * alpha
+    shift = -running_mean * alpha
+    shift = shift if bias is None else values(batch, bias) + shift
+    return affine(input, alpha, shift)
 
 
 def instance_norm(

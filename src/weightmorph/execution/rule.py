@@ -1,44 +1,90 @@
-"""Which route a layer takes under per-sample θ: a written cost rule.
+r"""Which route a layer takes under per-sample θ: a written cost rule.
 
-Costs are multiply-adds per sample, weighted by how far a route falls short of a plain convolution's rate on a CPU. The
-batch size does not enter: every cost is proportional to it, and a traced graph must not depend on it.
+Three routes are exact for a weight $W + s \odot W + W D + U g V + \dots$ that differs from sample to sample:
+
+- `factored`: the frozen weight stays shared and each term's work moves to the activations: row scales to the output,
+  the low rank to a narrow convolution and a small product, tap mixing to patches, a basis to its outputs;
+- `grouped`: one dense weight per sample, applied as one convolution whose groups are the samples;
+- `product`: one dense weight per sample, times patches.
+
+The last two make weights for a few samples at a time. A low-rank term may stay on the activations beside them. The rule
+compares estimates in nanoseconds of one core; only their ratios matter. [`Costs`][weightmorph.execution.rule.Costs]
+holds what was measured.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
-
-import torch
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 from ..slots import Slot
 from ..weights import BasisMix, LowRankUpdate, RowScale, TapMix, Term, WeightExpression, Whole
-from .batch import Batch
 
-__all__ = ["Dense", "Layer", "Plan", "Route", "expand", "on_activations", "plan", "split"]
+__all__ = ["COSTS", "Costs", "Kind", "Layer", "Plan", "Route", "candidates", "kinds", "plan", "remembered"]
 
-Dense = Literal["grouped", "product"]
 Route = Literal["factored", "grouped", "product"]
+Side = Literal["activations", "weights"]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Nanoseconds on one core of the machine that the benchmarks ran on, per unit named in each comment.
+
+    Measured in float32 with torch 2.13 on an AMD EPYC (Zen 3, AVX2): convolutions of 32 to 512 channels on maps of 32² to
+    4², batch 64. Backward factors count the forward as 1.
+    """
+
+    multiply_add: float = 1 / 42  # of a convolution or a large product
+    depthwise: float = 1 / 6  # multiply-add of a depthwise convolution
+    element: float = 0.25  # of one pass over a tensor that reads and writes it
+    copy: float = 0.15  # of a weight
+    patch: float = 0.35  # of a patch that is copied
+    run: float = 5.0  # per stretch of pixels that lie side by side in a patch
+    mix: float = 0.065  # of a mixed patch, per tap
+    tap_weight: float = 0.11  # of a weight whose taps are mixed, per tap
+    rank_weight: float = 0.033  # of a weight, per rank added
+    basis_weight: float = 0.06  # of a weight, per weight set mixed
+    reorder: float = 0.25  # of a weight that a convolution has to lay out anew
+    narrow: int = 12  # rows by which a convolution to few channels costs more than they do
+    launch: float = 7_000.0  # one operation's overhead
+
+
+COSTS = Costs()
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The route of one layer, its cost relative to the frozen layer, and why.
+    """The route of one layer, what it is estimated to cost relative to the frozen layer, and why.
 
-    `dense` is the route of terms that need a dense weight per sample, also beside factored ones.
+    `low_rank` says where a low-rank term's work is done on the dense routes.
     """
 
     route: Route
-    dense: Dense
+    low_rank: Side
     cost: float
     reason: str
+    flops: float = 0.0
+    """Multiply-adds per sample, times two."""
+    numbers: float = 0.0
+    """Numbers read and written per sample."""
+
+    @property
+    def name(self) -> str:
+        """The route, and where the low rank goes if that is not said by it."""
+        beside = self.route != "factored" and self.low_rank == "activations"
+        return f"{self.route}, low rank on activations" if beside else self.route
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What the rule looks at: one sample's output positions and the canonical weight `(G, O, I, T)`."""
+    """What the rule looks at: one sample's output positions and the canonical weight `(G, O, I, T)`.
+
+    `run` is the length of a row of output positions, `batch` the number of samples where it may be looked at (a traced
+    graph must not depend on it), `training` whether a backward follows.
+    """
 
     positions: int
     groups: int
@@ -46,120 +92,206 @@ class Layer:
     inputs: int
     taps: int
     grown: int
-    transposed: bool = False
+    kind: str = "conv"
+    run: int = 8
+    batch: int | None = None
+    training: bool = False
     tracing: bool = False
 
     @classmethod
-    def of(cls, slot: Slot, positions: int, grow: Sequence[int]) -> Layer:
+    def of(cls, slot: Slot, positions: int, grow: Sequence[int], batch: int | None = None) -> Layer:
         """The layer of a slot that gives so many output positions."""
         g, o, i, t = slot.canonical_shape
+        grown = math.prod(slot.grown(grow))
         if slot.kind == "linear":
-            o, i, t = o, i * t, 1
-        grown = math.prod(slot.grown(grow)) if slot.kind != "linear" else 1
-        return cls(positions, g, o, i, t, grown, slot.kind == "conv_transpose", torch.compiler.is_exporting())
+            return cls(positions, 1, o, i, t, grown, "linear", batch=batch)
+        run = max(1, round(positions ** (1 / max(1, slot.spatial))))
+        return cls(positions, g, o, i, t, grown, slot.kind, run, batch)
 
     @property
-    def frozen(self) -> int:
-        """Multiply-adds of the frozen layer."""
-        return self.positions * self.groups * self.outputs * self.inputs * self.taps
+    def numbers(self) -> int:
+        """Of the weight, with its grown support."""
+        return self.groups * self.outputs * self.inputs * self.grown
+
+    @property
+    def work(self) -> int:
+        """Multiply-adds of the layer with the grown support."""
+        return self.positions * self.numbers
+
+    @property
+    def depthwise(self) -> bool:
+        """One input channel a group."""
+        return self.groups > 1 and self.inputs == 1
 
 
-def expand(batch: Batch, expression: WeightExpression) -> WeightExpression:
-    """One row per sample, where there is one per setting."""
-    return expression if batch.index is None or not expression.batch else expression.take(batch.index)
+class Kind(NamedTuple):
+    """What the rule needs to know of a term: what it is, and its rank or number of weight sets."""
+
+    name: Literal["rows", "rank", "taps", "basis", "dense", "whole"]
+    size: int = 0
 
 
-def on_activations(term: Term, transposed: bool = False) -> bool:
+def kinds(expression: WeightExpression) -> tuple[Kind, ...]:
+    """An expression's terms as the rule sees them."""
+    return tuple(map(_kind, expression.terms))
+
+
+def _kind(term: Term) -> Kind:
+    if isinstance(term, LowRankUpdate):
+        return Kind("rank", term.gain.shape[-1])
+    if isinstance(term, BasisMix):
+        return Kind("basis", term.mix.shape[-1])
+    return Kind("rows" if isinstance(term, RowScale) else "taps" if isinstance(term, TapMix) else "whole"
+                if isinstance(term, Whole) else "dense")
+
+
+def structured(kind: Kind, layer: Layer) -> bool:
     """Can the term's work be done on the activations?"""
-    if isinstance(term, LowRankUpdate):
-        return not term.slot.depthwise
-    if isinstance(term, TapMix):
-        return not transposed
-    return isinstance(term, RowScale | BasisMix)
+    if kind.name == "rank":
+        return not layer.depthwise
+    if kind.name == "taps":
+        return layer.kind == "linear" or (layer.kind == "conv" and layer.groups == 1)
+    return kind.name in ("rows", "basis")
 
 
-def _make(term: Term, layer: Layer) -> float:
-    """Multiply-adds to make the term's dense tensor."""
-    size = layer.groups * layer.outputs * layer.inputs * layer.taps
-    if isinstance(term, TapMix):
-        return size * layer.grown
-    if isinstance(term, LowRankUpdate):
-        return size * term.gain.shape[-1]
-    if isinstance(term, BasisMix):
-        return size * term.mix.shape[-1]
-    return size
+@dataclass
+class _Bill:
+    """What a route does, added up: time, multiply-adds, numbers moved, operations."""
+
+    layer: Layer
+    time: float = 0.0
+    work: float = 0.0
+    moved: float = 0.0
+    launches: float = 0.0
+    costs: Costs = field(default_factory=lambda: COSTS)
+
+    def add(self, time: float, *, work: float = 0.0, moved: float = 0.0, launches: float = 1.0, back: float = 2.0) -> None:
+        """One step; `back` is what its backward costs relative to it."""
+        self.time += time * (1 + back if self.layer.training else 1)
+        self.work += work
+        self.moved += moved
+        self.launches += launches * (2.5 if self.layer.training else 1)
+
+    def convolution(self, work: float, *, weights: float, back: float) -> None:
+        """A convolution or a large product: `work` multiply-adds with a weight of so many numbers."""
+        layer = self.layer
+        rate = self.costs.depthwise if layer.depthwise else self.costs.multiply_add
+        inputs = layer.groups * layer.inputs * layer.positions
+        self.add(work * rate, work=work, moved=inputs + layer.positions * layer.outputs * layer.groups + weights, back=back)
+
+    def elements(self, numbers: float, passes: float = 1.0, back: float = 1.5) -> None:
+        """Passes over a tensor."""
+        self.add(self.costs.element * numbers * passes, work=numbers * passes, moved=2 * numbers * passes, back=back)
+
+    def patches(self) -> None:
+        """Copying what every tap sees; the backward copies it again and adds it up."""
+        layer = self.layer
+        size = layer.groups * layer.inputs * layer.grown * layer.positions
+        self.add(size * (self.costs.patch + self.costs.run / layer.run), moved=2 * size, launches=2, back=2.5)
+
+    def total(self) -> float:
+        """Nanoseconds per sample."""
+        batch = self.layer.batch
+        return self.time + (self.launches * self.costs.launch / batch if batch else 0.0)
 
 
-def _move(term: Term, layer: Layer) -> float:
-    """Weighted multiply-adds of the term on the activations, beyond the frozen layer's own."""
-    if isinstance(term, RowScale):
-        return layer.positions * layer.groups * layer.outputs
-    if isinstance(term, LowRankUpdate):
-        r = term.gain.shape[-1]
-        return 1.3 * layer.positions * layer.groups * r * (layer.inputs * layer.taps + layer.outputs)
-    if isinstance(term, TapMix):
-        # A depthwise convolution to T maps per channel, at a fraction of a full convolution's rate, and a 1x1 product.
-        depthwise = 4.0 * layer.positions * layer.groups * layer.inputs * layer.taps * layer.grown
-        return depthwise + layer.frozen
-    if isinstance(term, BasisMix):
-        return layer.frozen * term.mix.shape[-1]
-    raise AssertionError(f"{type(term).__name__} has no route on activations")
+def frozen(layer: Layer) -> float:
+    """The frozen layer's own time: nanoseconds per sample."""
+    bill = _Bill(layer)
+    work = layer.work / layer.grown * layer.taps
+    bill.convolution(work, weights=layer.numbers / max(1, layer.batch or 1), back=1.0)
+    return bill.total()
 
 
-def plan(expression: WeightExpression, layer: Layer) -> Plan:
-    """The cheapest exact route for one layer.
+def _narrow(bill: _Bill, rank: int) -> None:
+    """A convolution to `rank` channels a group, and the product that takes them to the outputs."""
+    layer, g = bill.layer, bill.layer.groups
+    work = layer.positions * g * layer.inputs * layer.taps * rank
+    lanes = work / rank * (rank + bill.costs.narrow)
+    bill.add(lanes * bill.costs.multiply_add, work=work, moved=layer.positions * g * layer.inputs, back=2.0)
+    bill.elements(layer.positions * g * layer.outputs, back=1.0)
+    bill.work += layer.positions * g * layer.outputs * rank
+    bill.launches += 1
 
-    The dense routes make one weight per sample: a batched product over patches where one tap, few input channels or
-    fewer positions than outputs make a grouped convolution slow (measured on 13 shapes), the grouped convolution
-    elsewhere. The factored route leaves the frozen weight shared and does each term's work on the activations, making
-    a dense weight only for terms that have no structure.
-    """
-    terms = expression.terms
-    small = layer.taps == 1 or layer.inputs * layer.groups <= 3 or layer.positions < layer.outputs
+
+def _factored(terms: Sequence[Kind], layer: Layer) -> _Bill:
+    bill, c = _Bill(layer), COSTS
+    out = layer.positions * layer.groups * layer.outputs
+    plain = layer.work / layer.grown * layer.taps
+    mixes = any(t.name == "taps" for t in terms)
+    if mixes:
+        seen = layer.groups * layer.inputs * layer.positions * layer.grown
+        if layer.kind != "linear":
+            bill.patches()
+        bill.add(c.mix * layer.taps * seen, work=seen * layer.taps, moved=2 * seen, launches=3)
+        bill.convolution(plain, weights=0, back=1.2)
+    if not mixes or any(t.name == "rows" for t in terms):
+        bill.convolution(plain, weights=0, back=1.0)
+    for term in terms:
+        if term.name == "rows":
+            bill.elements(out, 2.0 if mixes else 1.0)
+        elif term.name == "rank":
+            _narrow(bill, term.size)
+        elif term.name == "basis":
+            for _ in range(term.size):
+                bill.convolution(plain, weights=0, back=2.0)
+                bill.elements(out, 2.0)
+    return bill
+
+
+def _dense(terms: Sequence[Kind], layer: Layer, route: Route, low_rank: Side) -> _Bill:
+    bill, c, n = _Bill(layer), COSTS, layer.numbers
+    made = 1.0
+    for term in terms:
+        if term.name == "taps":
+            bill.add(c.tap_weight * layer.taps * n, work=n * layer.taps, moved=n, launches=3)
+        elif term.name == "rank" and low_rank == "activations":
+            _narrow(bill, term.size)
+            continue
+        elif term.name == "rank":
+            bill.add(c.rank_weight * term.size * n, work=n * term.size, moved=made * n, launches=2)
+        elif term.name == "basis":
+            bill.add((c.copy + c.basis_weight * term.size) * n, work=n * term.size, moved=2 * n)
+        else:
+            bill.add(c.copy * n, work=n, moved=2 * n)
+        made = 2.0
+    if route == "grouped":
+        bill.convolution(layer.work, weights=n, back=2.0)
+        bill.add(c.reorder * n, moved=n, launches=2)
+    else:
+        if layer.kind != "linear" and layer.grown > 1:
+            bill.patches()
+        bill.convolution(layer.work, weights=n, back=2.0)
+    return bill
+
+
+def candidates(terms: Sequence[Kind], layer: Layer) -> list[Plan]:
+    """Every exact route of a layer with its cost, the cheapest first."""
+    own = frozen(layer)
+
+    def priced(route: Route, side: Side, bill: _Bill) -> Plan:
+        return Plan(route, side, bill.total() / own, "", 2 * bill.work, bill.moved)
+
+    found = []
+    if all(structured(t, layer) for t in terms):
+        found.append(priced("factored", "activations", _factored(terms, layer)))
+    aside = not layer.depthwise and len(terms) > 1 and any(t.name == "rank" for t in terms)
+    sides: list[Side] = ["weights", "activations"] if aside else ["weights"]
     # A grouped convolution with a symbolic number of groups cannot be exported.
-    product = layer.tracing or (small and not layer.transposed)
-    route: Dense = "product" if product else "grouped"
-    wide = layer.frozen * layer.grown / layer.taps
-    if product:
-        applied = 1.5 * wide + 2.0 * layer.positions * layer.groups * layer.inputs * layer.grown
-    else:
-        applied = (1.2 if not small else 6.0) * wide
-    dense = (applied + sum(_make(t, layer) for t in terms)) / layer.frozen
-
-    moved = [t for t in terms if on_activations(t, layer.transposed)]
-    left = [t for t in terms if not on_activations(t, layer.transposed)]
-    if not moved or any(isinstance(t, Whole) for t in terms):
-        return Plan(route, route, dense, f"{dense:.2f}x the frozen layer, no term has structure")
-    cost = layer.frozen + sum(_move(t, layer) for t in moved)
-    if left:
-        cost += applied + sum(_make(t, layer) for t in left)
-    factored = cost / layer.frozen
-    if factored < dense:
-        return Plan("factored", route, factored, f"{factored:.2f}x the frozen layer against {dense:.2f}x dense")
-    return Plan(route, route, dense, f"{dense:.2f}x the frozen layer against {factored:.2f}x factored")
+    routes: list[Route] = ["product"]
+    if layer.kind != "linear" and not layer.tracing:
+        routes = ["grouped"] if layer.kind == "conv_transpose" or layer.depthwise else ["grouped", "product"]
+    found += [priced(route, side, _dense(terms, layer, route, side)) for route in routes for side in sides]
+    return sorted(found, key=lambda p: p.cost)
 
 
-def split(
-    batch: Batch, where: str, expression: WeightExpression, chosen: Plan, transposed: bool = False
-) -> tuple[list[Term], list[Term]]:
-    """The terms that go on the activations and those that need a dense weight per sample; none of the first if all do.
+def plan(terms: Sequence[Kind], layer: Layer) -> Plan:
+    """The cheapest exact route for one layer, by the rule."""
+    best, *others = candidates(terms, layer)
+    against = ", ".join(f"{p.cost:.2f}x {p.name}" for p in others[:2])
+    reason = f"{best.cost:.2f}x the frozen layer" + (f", against {against}" if others else ", the only route")
+    return replace(best, reason=reason)
 
-    Where a dense weight would take more memory than the limit, the factored route is taken whatever it costs.
 
-    Raises:
-        MemoryLimitError: if there is no such way round.
-    """
-    terms = expression.terms
-    moved = [t for t in terms if on_activations(t, transposed)]
-    left = [t for t in terms if not on_activations(t, transposed)]
-    whole = any(isinstance(t, Whole) for t in terms)
-    numbers, itemsize = expression.base.numel(), expression.base.element_size()
-    if chosen.route == "factored" or (not whole and not left and batch.too_large(numbers, itemsize)):
-        if not left:
-            return moved, left
-        advice = "leave out the family that makes it, deselect the layer, or give one θ for the whole batch"
-    else:
-        moved, left = [], list(terms)
-        advice = "use LowRank, Warp or Scale here, which need no dense weight, or give one θ for the whole batch"
-    batch.check_memory(numbers, itemsize, where, advice)
-    return moved, left
+remembered = lru_cache(maxsize=4096)(plan)
+"""`plan`, for a call must not weigh the same layer again."""

@@ -15,9 +15,10 @@ from ..parameters import ParameterSpace
 from ..slots import Slot
 from ..weights import Term, WeightExpression
 
-__all__ = ["Sum", "WeightTransform", "anchored", "gain_network"]
+__all__ = ["Carried", "Sum", "WeightTransform", "anchored", "gain_network", "relative"]
 
 Self = TypeVar("Self", bound="WeightTransform")
+SelfCarried = TypeVar("SelfCarried", bound="Carried")
 
 
 class WeightTransform(nn.Module):
@@ -107,6 +108,30 @@ class WeightTransform(nn.Module):
         return {"type": type(self).__name__}
 
 
+class Carried(WeightTransform):
+    r"""A family whose $\\Delta$ depends on θ through one small tensor, the *carrier*: gains, or a mixing of taps.
+
+    The carriers of all slots can then be made together, in a handful of operations however deep the network is, and
+    the weights' own side of the work need not be done at all where a route works on the activations.
+    """
+
+    @abstractmethod
+    def carrier(self, code: Tensor) -> Tensor:
+        """What depends on θ: code `(*B, K)` -> `(*B, …)`. Exactly zero at the anchor."""
+
+    @abstractmethod
+    def term(self, weight: Tensor, carrier: Tensor) -> Term:
+        r"""$\\Delta$ from the frozen weight and its carrier."""
+
+    def delta(self, weight: Tensor, code: Tensor) -> Term:
+        return self.term(weight, self.carrier(code))
+
+    @classmethod
+    def carriers(cls: type[SelfCarried], members: Sequence[SelfCarried], code: Tensor) -> list[Tensor]:
+        """The carriers of many slots, code `(*B, K)`: what `carrier` gives for each, made together."""
+        return [member.carrier(code) for member in members]
+
+
 class Sum(WeightTransform):
     r"""Several transforms of one weight, added: $W + \\sum_i \\Delta_i$. Written with `+`."""
 
@@ -157,14 +182,14 @@ class Sum(WeightTransform):
         return {"type": "Sum", "parts": [p.config() for p in self.parts]}
 
 
-def anchored(difference: Tensor, code: Tensor, home: Tensor) -> Tensor:
+def anchored(difference: Tensor, code: Tensor, home: Tensor, lead: int = 0) -> Tensor:
     """Make a difference that vanishes at the anchor vanish there exactly, with its gradients as they are.
 
-    `difference (*B, …)`, `code (*B, K)`, `home (K,)`. $g(c) - g(c_0)$ is zero at $c_0$ in exact arithmetic, but a
+    `difference (*B, …)`, after `lead` other axes; `code (*B, K)`, `home (K,)`. $g(c) - g(c_0)$ is zero at $c_0$ in exact arithmetic, but a
     batched product may round row by row. What is subtracted here is that rounding, as a constant.
     """
     here = (code == home).all(-1)
-    here = here.reshape(*here.shape, *(1,) * (difference.dim() - here.dim()))
+    here = here.reshape(*here.shape, *(1,) * (difference.dim() - lead - here.dim()))
     return difference - torch.where(here, difference.detach(), 0.0)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +12,9 @@ from torch import Tensor, nn
 from ..errors import NoGradientError, TransformError
 from ..parameters import ParameterSpace
 from ..slots import Slot
-from ..weights import WeightExpression
-from .base import WeightTransform
+from ..weights import Term, WeightExpression
+from .base import Carried, WeightTransform
+from .together import grouped
 
 __all__ = ["Families"]
 
@@ -41,6 +44,15 @@ class Families(nn.Module):
                     self._put(f"{key}.{slot.name}", built)
                     self.slots[slot.name] = (*self.slots.get(slot.name, ()), f"{key}.{slot.name}")
                     self.built[slot.name] = (*self.built.get(slot.name, ()), built)
+        # Which transforms make their carriers together: (class, [(slot, position among the slot's), …]).
+        self.together: list[tuple[type[Carried], list[tuple[str, int]]]] = []
+        places = [(name, n) for name, row in self.built.items() for n in range(len(row))]
+        kinds = [type(self.built[name][n]) for name, n in places]
+        for numbers in grouped(kinds, lambda kind: kind):
+            kind = kinds[numbers[0]]
+            # A class of the user's that only inherits the batched form may have changed what it stands for.
+            if issubclass(kind, Carried) and "carriers" in vars(kind):
+                self.together.append((kind, [places[n] for n in numbers]))
 
     def _put(self, path: str, module: nn.Module) -> None:
         *branches, leaf = path.split(".")
@@ -68,28 +80,75 @@ class Families(nn.Module):
         """W(θ) of one slot: weight `(*S)`, code `(*B, K)`."""
         return WeightExpression(slot, weight, tuple(t.delta(weight, code) for t in self.of(slot)))
 
-    def check(self, slot: Slot, expression: WeightExpression) -> None:
-        """Refuse an expression that lost its gradient or is not finite.
+    def expressions(
+        self, slots: Sequence[Slot], weights: Mapping[str, Tensor], code: Tensor
+    ) -> dict[str, WeightExpression]:
+        """W(θ) of every slot, the code side of all of them together: the fast form of `expression`."""
+        made: dict[tuple[str, int], Tensor] = {}
+        for kind, places in self.together:
+            members: list[Any] = [self.built[name][n] for name, n in places]
+            made |= zip(places, kind.carriers(members, code), strict=True)
+
+        def term(name: str, n: int, transform: WeightTransform) -> Term:
+            carrier = made.get((name, n))
+            if carrier is None or not isinstance(transform, Carried):
+                return transform.delta(weights[name], code)
+            return transform.term(weights[name], carrier)
+
+        return {
+            slot.name: WeightExpression(
+                slot, weights[slot.name], tuple(term(slot.name, n, t) for n, t in enumerate(self.of(slot)))
+            )
+            for slot in slots
+        }
+
+    def check(self, expressions: Mapping[str, WeightExpression]) -> None:
+        """Refuse expressions that lost their gradient or, on a CPU, are not finite.
+
+        Elsewhere the values are not looked at, for that would wait for the device on every call.
 
         Raises:
             NoGradientError: if a transform with trainable tensors gave one that does not depend on them.
             TransformError: if it holds NaN or infinity.
         """
-        for transform, term in zip(self.of(slot), expression.terms, strict=True):
-            name = type(transform).__name__
-            inner = getattr(transform, "module", None)
-            name = f"{name}({type(inner).__name__})" if inner is not None else name
-            if any(p.requires_grad for p in transform.parameters()) and not any(t.requires_grad for t in term.tensors):
-                raise NoGradientError(
-                    f"layer {slot.layer or slot.name!r}: {name} gave a weight that does not depend on its trainable "
-                    "tensors, so they would get no gradient. The likely cause is .data, torch.no_grad(), .detach() or "
-                    "nn.Parameter(output) inside it; return the computed tensor itself"
-                )
+        known = {place for _, places in self.together for place in places}
+        for name, expression in expressions.items():
+            for n, (transform, term) in enumerate(zip(self.built[name], expression.terms, strict=True)):
+                # What makes its carriers together is ours, and keeps its gradient.
+                if (name, n) not in known:
+                    _refuse_lost_gradient(transform, term, expression.slot)
+        values = [t.detach() for e in expressions.values() for term in e.terms for t in term.tensors if t.requires_grad]
+        if values and values[0].device.type == "cpu":
+            # The norms of all of them in one operation; a finite sum of norms has no term that is not.
+            if not math.isfinite(float(torch.stack(torch._foreach_norm(values, math.inf)).sum())):
+                _refuse_not_finite(self.built, expressions)
+
+
+def _called(transform: WeightTransform) -> str:
+    inner = getattr(transform, "module", None)
+    name = type(transform).__name__
+    return f"{name}({type(inner).__name__})" if inner is not None else name
+
+
+def _refuse_lost_gradient(transform: WeightTransform, term: Term, slot: Slot) -> None:
+    if any(p.requires_grad for p in transform.parameters()) and not any(t.requires_grad for t in term.tensors):
+        raise NoGradientError(
+            f"layer {slot.layer or slot.name!r}: {_called(transform)} gave a weight that does not depend on its "
+            "trainable tensors, so they would get no gradient. The likely cause is .data, torch.no_grad(), .detach() "
+            "or nn.Parameter(output) inside it; return the computed tensor itself"
+        )
+
+
+def _refuse_not_finite(
+    built: Mapping[str, Sequence[WeightTransform]], expressions: Mapping[str, WeightExpression]
+) -> None:
+    for name, expression in expressions.items():
+        for transform, term in zip(built[name], expression.terms, strict=True):
             made = [t.detach() for t in term.tensors if t.requires_grad]
             wrong = sum(int((~torch.isfinite(t)).sum()) for t in made)
             if wrong:
                 raise TransformError(
-                    f"layer {slot.layer or slot.name!r}: {name} gave a weight that is not finite "
+                    f"layer {expression.slot.layer or name!r}: {_called(transform)} gave a weight that is not finite "
                     f"({wrong:,} numbers of it are not); lower the learning rate, or look for a division or a "
                     "logarithm in a module of your own"
                 )

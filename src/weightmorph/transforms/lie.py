@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,12 +12,13 @@ from ..errors import TransformError
 from ..parameters import ParameterSpace
 from ..slots import Slot
 from ..weights import TapMix
-from .base import WeightTransform, anchored
+from .base import Carried, anchored
+from .together import grouped
 
 __all__ = ["Lie"]
 
 
-class Lie(WeightTransform):
+class Lie(Carried):
     r"""Mix each filter's taps by the exponential of a learned generator, so that settings compose.
 
     $$W(\theta) = W \exp\Big(\sum_p u_p(\theta) A_p\Big)$$
@@ -57,12 +59,25 @@ class Lie(WeightTransform):
         coordinates = len(self.space) if self.space is not None else code_dim
         self.generator = nn.Parameter(torch.zeros(coordinates, slot.n_taps, slot.n_taps))
 
-    def delta(self, weight: Tensor, code: Tensor) -> TapMix:
-        home = self.home(code)
-        u = self.space.coordinates(code) if self.space is not None else code - home
-        exponent = torch.tensordot(u, self.generator, 1)
-        one = torch.eye(self.slot.n_taps, dtype=code.dtype, device=code.device)
-        return TapMix(self.slot, weight, anchored(exponential(exponent) - one, code, home))
+    def carrier(self, code: Tensor) -> Tensor:
+        return self.carriers([self], code)[0]
+
+    def term(self, weight: Tensor, carrier: Tensor) -> TapMix:
+        return TapMix(self.slot, weight, carrier)
+
+    @classmethod
+    def carriers(cls, members: Sequence[Lie], code: Tensor) -> list[Tensor]:  # type: ignore[override]
+        first = members[0]
+        home = first.home(code)
+        u = first.space.coordinates(code) if first.space is not None else code - home
+        made: dict[int, Tensor] = {}
+        for numbers in grouped(members, lambda m: m.slot.n_taps):
+            t = members[numbers[0]].slot.n_taps
+            generators = torch.stack([members[n].generator for n in numbers], 1)
+            exponent = torch.tensordot(u, generators, 1).movedim(-3, 0)
+            one = torch.eye(t, dtype=code.dtype, device=code.device)
+            made |= zip(numbers, anchored(exponential(exponent) - one, code, home, lead=1).unbind(), strict=True)
+        return [made[number] for number in range(len(members))]
 
     def config(self) -> dict[str, Any]:
         return {"type": "Lie", "max_taps": self.max_taps}
@@ -76,7 +91,7 @@ def exponential(matrix: Tensor) -> Tensor:
     float64 they give float32's digits up to $\lVert X \rVert = 100$, where $e^X$ has long ceased to be a weight.
     """
     if not torch.compiler.is_exporting():
-        known: Tensor = torch.linalg.matrix_exp(matrix)
+        known: Tensor = torch.linalg.matrix_exp(matrix.contiguous())
         return known
     squarings, order = 10, 8
     n = matrix.shape[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 from ..errors import RankError, TransformError
 from ..slots import Slot
 from ..weights import LowRankUpdate
-from .base import WeightTransform, gain_network, relative
+from .base import Carried, gain_network, relative
+from .together import networks
 
 __all__ = ["LowRank"]
 
 
-class LowRank(WeightTransform):
+class LowRank(Carried):
     r"""Add a rank-$r$ update whose gains depend on the code.
 
     $$W(c) = W + U\,\mathrm{diag}(g(c) - g(c_0))\,V$$
@@ -75,8 +77,15 @@ class LowRank(WeightTransform):
         # The difference to the anchor would cancel a last bias.
         self.gains = gain_network(code_dim, r, self.hidden, bias=False)
 
-    def delta(self, weight: Tensor, code: Tensor) -> LowRankUpdate:
-        return LowRankUpdate(self.slot, self.left, relative(self.gains, code, self.home(code)), self.right)
+    def carrier(self, code: Tensor) -> Tensor:
+        return relative(self.gains, code, self.home(code))
+
+    def term(self, weight: Tensor, carrier: Tensor) -> LowRankUpdate:
+        return LowRankUpdate(self.slot, self.left, carrier, self.right)
+
+    @classmethod
+    def carriers(cls, members: Sequence[LowRank], code: Tensor) -> list[Tensor]:  # type: ignore[override]
+        return networks([m.gains for m in members], code, members[0].home(code))
 
     def config(self) -> dict[str, Any]:
         return {"type": "LowRank", "rank": self.rank, "hidden": self.hidden}

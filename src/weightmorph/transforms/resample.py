@@ -18,13 +18,14 @@ References:
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..affine import inverse
 
-__all__ = ["resampling", "solve"]
+__all__ = ["Resampler", "solve"]
 
 
 def covariance(distance2: Tensor, length: float) -> Tensor:
@@ -37,40 +38,82 @@ def _squared_distance(a: Tensor, b: Tensor) -> Tensor:
     return (a.unsqueeze(-2) - b.unsqueeze(-3)).square().sum(-1)
 
 
-def resampling(
-    sources: Tensor, targets: Tensor, plane: Tensor, length: float, nugget: float, shift: float | None = None
-) -> Tensor:
-    """The matrix R: positions `(T, n)` and `(T', n)`, map `(*B, 2, 3)` -> `(*B, T, T')`.
+@dataclass(frozen=True)
+class Resampler:
+    """The matrix R for taps at given positions: map `(*B, 2, 3)` -> `(*B, T, T')`.
 
-    The map acts on the last two axes of a position; one-dimensional taps lie on the x axis, and the depth of a
-    volume stays. `shift` is how many taps one pixel of the map's translation moves a position by, None for none.
+    The map acts on the last two axes of a position; one-dimensional taps lie on the x axis, and the depth of a volume
+    stays. Under an isometry the distances among the sites never change, so the equations are solved once, here.
+
+    Args:
+        sources: where the taps of W lie, `(T, n)`.
+        targets: where those of W(θ) do, `(T', n)`.
+        length: correlation length of the image model.
+        nugget: variance of its noise.
+        shift: how many taps one pixel of the map's translation moves a position by, None for none.
+        isometric: every map keeps distances.
     """
-    dtype = plane.dtype
-    if plane.device.type != "mps":
-        # Sites that lie close together (zooming in) make the equations sensitive: float32 keeps three digits, and
-        # another runtime's exp or solver would show.
-        sources, targets, plane = sources.to(torch.float64), targets.to(torch.float64), plane.to(torch.float64)
-    back = inverse(plane)
-    n = targets.shape[-1]
-    moved = targets
-    if n == 1:
-        moved = torch.cat((torch.zeros_like(targets), targets), -1)
-        sources = torch.cat((torch.zeros_like(sources), sources), -1)
-    depth, yx = moved[:, :-2], moved[:, -2:]
-    xy = yx.flip(-1)
-    sites = xy @ back[..., :2].transpose(-1, -2)
-    if shift is not None:
-        sites = sites + back[..., 2].unsqueeze(-2) * shift
-    sites = torch.cat((depth.expand(*sites.shape[:-1], depth.shape[-1]), sites.flip(-1)), -1)
-    among = covariance(_squared_distance(sites, sites), length)
-    among = among + nugget * torch.eye(among.shape[-1], dtype=among.dtype, device=among.device)
-    across = covariance(_squared_distance(sites, sources), length)
-    ones = torch.ones_like(across[..., :1])
-    solved = solve(among, torch.cat((across, ones), -1), nugget)
-    weights, unit = solved[..., :-1], solved[..., -1:]
-    # The Lagrange multiplier of the constraint: what is missing to one is spread as `unit` says.
-    missing = 1 - weights.sum(-2, keepdim=True)
-    return (weights + unit * (missing / unit.sum(-2, keepdim=True))).transpose(-1, -2).to(dtype)
+
+    sources: Tensor
+    targets: Tensor
+    length: float
+    nugget: float
+    shift: float | None = None
+    isometric: bool = False
+    solved: tuple[Tensor, Tensor] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.isometric:
+            among = self._among(self.targets)
+            one = torch.ones_like(among[:, :1])
+            unit = torch.linalg.solve(among, one)
+            share = unit / unit.sum()
+            # What R is, written out: K⁻¹ - u uᵀ/Σu on the covariances, and u/Σu.
+            projected = torch.linalg.inv(among) - share * unit.T
+            object.__setattr__(self, "solved", (projected, share))
+
+    def to(self, like: Tensor) -> Resampler:
+        """On another device; in float64 wherever there is one.
+
+        Sites that lie close together (zooming in) make the equations sensitive: float32 keeps three digits, and
+        another runtime's exp or solver would show.
+        """
+        dtype = torch.float32 if like.device.type == "mps" else torch.float64
+        if self.sources.device == like.device and self.sources.dtype == dtype:
+            return self
+        sources, targets = self.sources.to(like.device, dtype), self.targets.to(like.device, dtype)
+        return Resampler(sources, targets, self.length, self.nugget, self.shift, self.isometric)
+
+    def _among(self, sites: Tensor) -> Tensor:
+        among = covariance(_squared_distance(sites, sites), self.length)
+        return among + self.nugget * torch.eye(among.shape[-1], dtype=among.dtype, device=among.device)
+
+    def __call__(self, plane: Tensor) -> Tensor:
+        """R under a map, in the map's own type."""
+        sites, sources = self._sites(plane.to(self.sources.dtype))
+        across = covariance(_squared_distance(sites, sources), self.length)
+        if self.solved is not None:
+            projected, share = self.solved
+            return (projected @ across + share).transpose(-1, -2).to(plane.dtype)
+        ones = torch.ones_like(across[..., :1])
+        solved = solve(self._among(sites), torch.cat((across, ones), -1), self.nugget)
+        weights, unit = solved[..., :-1], solved[..., -1:]
+        # The Lagrange multiplier of the constraint: what is missing to one is spread as `unit` says.
+        missing = 1 - weights.sum(-2, keepdim=True)
+        return (weights + unit * (missing / unit.sum(-2, keepdim=True))).transpose(-1, -2).to(plane.dtype)
+
+    def _sites(self, plane: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the map brings the targets from, and the sources, with as many coordinates."""
+        back = inverse(plane)
+        moved, sources = self.targets, self.sources
+        if moved.shape[-1] == 1:
+            moved = torch.cat((torch.zeros_like(moved), moved), -1)
+            sources = torch.cat((torch.zeros_like(sources), sources), -1)
+        depth, yx = moved[:, :-2], moved[:, -2:]
+        sites = yx.flip(-1) @ back[..., :2].transpose(-1, -2)
+        if self.shift is not None:
+            sites = sites + back[..., 2].unsqueeze(-2) * self.shift
+        return torch.cat((depth.expand(*sites.shape[:-1], depth.shape[-1]), sites.flip(-1)), -1), sources
 
 
 def solve(matrix: Tensor, right: Tensor, smallest: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,12 +11,12 @@ from torch import Tensor, nn
 from ..parameters import ParameterSpace
 from ..slots import Slot
 from ..weights import Dense, RowScale, Term
-from .base import WeightTransform
+from .base import Carried
 
 __all__ = ["Scale"]
 
 
-class Scale(WeightTransform):
+class Scale(Carried):
     r"""Scale each output's row of the weight, and shift biases.
 
     $$W_o(c) = W_o\,(1 + a_o \cdot (c - c_0)), \qquad b_o(c) = b_o + a_o \cdot (c - c_0)$$
@@ -39,12 +40,19 @@ class Scale(WeightTransform):
     def setup(self, slot: Slot, code_dim: int) -> None:
         self.slope = nn.Parameter(torch.zeros(code_dim, slot.outputs))
 
-    def delta(self, weight: Tensor, code: Tensor) -> Term:
-        amount = (code - self.home(code)) @ self.slope
+    def carrier(self, code: Tensor) -> Tensor:
+        return (code - self.home(code)) @ self.slope
+
+    def term(self, weight: Tensor, carrier: Tensor) -> Term:
         if self.slot.kind == "bias":
-            rows = self.slot.rows(amount)
-            return Dense(self.slot, self.slot.restore(rows.expand(*amount.shape[:-1], *self.slot.canonical_shape)))
-        return RowScale(self.slot, weight, amount)
+            rows = self.slot.rows(carrier)
+            return Dense(self.slot, self.slot.restore(rows.expand(*carrier.shape[:-1], *self.slot.canonical_shape)))
+        return RowScale(self.slot, weight, carrier)
+
+    @classmethod
+    def carriers(cls, members: Sequence[Scale], code: Tensor) -> list[Tensor]:  # type: ignore[override]
+        amounts = (code - members[0].home(code)) @ torch.cat([m.slope for m in members], 1)
+        return list(amounts.split([m.slope.shape[1] for m in members], -1))
 
     def config(self) -> dict[str, Any]:
         return {"type": "Scale"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 from ..errors import TransformError
 from ..slots import Slot
 from ..weights import BasisMix
-from .base import WeightTransform, gain_network, relative
+from .base import Carried, gain_network, relative
+from .together import networks
 
 __all__ = ["Subspace"]
 
 
-class Subspace(WeightTransform):
+class Subspace(Carried):
     r"""Add a mix of $D$ extra weight sets: the method of Subspace-Configurable Networks, as a residual.
 
     $$W(c) = W + \sum_{d=1}^{D} (m_d(c) - m_d(c_0))\,B_d, \qquad m = \mathrm{softmax}(\mathrm{MLP}(c))$$
@@ -53,11 +55,19 @@ class Subspace(WeightTransform):
         # single set would have nothing to vary.
         self.mixer = gain_network(code_dim, self.dim + 1, self.hidden)
 
-    def _mix(self, code: Tensor) -> Tensor:
-        return torch.softmax(self.mixer(code), -1)[..., : self.dim]
+    @staticmethod
+    def _shares(scores: Tensor) -> Tensor:
+        return torch.softmax(scores, -1)[..., :-1]
 
-    def delta(self, weight: Tensor, code: Tensor) -> BasisMix:
-        return BasisMix(self.slot, self.bank, relative(self._mix, code, self.home(code)))
+    def carrier(self, code: Tensor) -> Tensor:
+        return relative(lambda c: self._shares(self.mixer(c)), code, self.home(code))
+
+    def term(self, weight: Tensor, carrier: Tensor) -> BasisMix:
+        return BasisMix(self.slot, self.bank, carrier)
+
+    @classmethod
+    def carriers(cls, members: Sequence[Subspace], code: Tensor) -> list[Tensor]:  # type: ignore[override]
+        return networks([m.mixer for m in members], code, members[0].home(code), cls._shares)
 
     def config(self) -> dict[str, Any]:
         return {"type": "Subspace", "dim": self.dim, "hidden": self.hidden}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +14,17 @@ from ..errors import TransformError
 from ..parameters import ParameterSpace
 from ..slots import Slot
 from ..weights import TapMix
-from .base import WeightTransform, anchored
-from .resample import resampling
+from .base import Carried, anchored
+from .resample import Resampler
+from .together import grouped
 
 __all__ = ["Warp"]
 
 
-class Warp(WeightTransform):
+Self = TypeVar("Self", bound="Warp")
+
+
+class Warp(Carried):
     r"""Resample each kernel under the parameter's affine map, plus a learned mixing of its taps.
 
     $$W(\theta) = W M(\theta), \qquad M(\theta) = 1 + R(\theta) - R(\theta_0) + \sum_k (c_k - c_{0,k}) L_k$$
@@ -91,38 +97,71 @@ class Warp(WeightTransform):
         centred = all(abs(places[0] + places[-1]) < 1e-6 for places in slot.taps)
         more = self.grow if self.grow != "auto" else 0 if centred else 1
         self.more = (more if slot.growable and self._has_prior(slot, self.space) else 0,) * slot.spatial
-        sources, targets = slot.positions(), slot.positions(self.more)
-        # Where each tap of W sits among the taps of W(θ).
-        embed = (sources.unsqueeze(-2) - targets.unsqueeze(-3)).abs().amax(-1) < 1e-6
-        self.register_buffer("sources", sources, persistent=False)
-        self.register_buffer("targets", targets, persistent=False)
-        self.register_buffer("embed", embed.to(torch.float64), persistent=False)
+        # Where each tap of W(θ) lies is known from the slot; the equations' constants are no buffer, for a model in
+        # float32 still needs them in float64.
+        self.resampler = self._resampler(slot)
         # What `fit` decides when it compares the prior with the identity; kept with the transform.
         self.register_buffer("trust", torch.tensor(1.0 if self._has_prior(slot, self.space) else 0.0))
         learned = self.learn and slot.n_taps <= self.max_learned
-        self.taps = nn.Parameter(torch.zeros(code_dim, slot.n_taps, len(targets))) if learned else None
+        shape = slot.n_taps, math.prod(slot.grown(self.more))
+        self.taps = nn.Parameter(torch.zeros(code_dim, *shape)) if learned else None
+
+    def _resampler(self, slot: Slot) -> Resampler | None:
+        if self.space is None or not self._has_prior(slot, self.space):
+            return None
+        shift = 1 / slot.pixel if slot.fixed else None
+        isometric = set(self.space.affine_names) <= affine.ISOMETRIES
+        return Resampler(slot.positions(), slot.positions(self.more), self.length, self.nugget, shift, isometric)
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        built: Warp = self
+        if getattr(built, "resampler", None) is not None:
+            assert built.resampler is not None
+            built.resampler = built.resampler.to(built.get_buffer("trust"))
+        return self
 
     def resampled(self, code: Tensor) -> Tensor:
         """The analytic prior R(θ): `(*B, K) -> (*B, T, T')`."""
-        assert self.space is not None
-        shift = 1 / self.slot.pixel if self.slot.fixed else None
-        sources, targets = self._places(code)
-        return resampling(sources, targets, self.space.plane(code), self.length, self.nugget, shift)
+        assert self.space is not None and self.resampler is not None
+        return self.resampler(self.space.plane(code))
 
-    def _places(self, code: Tensor) -> tuple[Tensor, Tensor]:
-        sources, targets = self.get_buffer("sources"), self.get_buffer("targets")
-        return sources.to(code.dtype), targets.to(code.dtype)
+    def carrier(self, code: Tensor) -> Tensor:
+        return self.carriers([self], code)[0]
 
-    def delta(self, weight: Tensor, code: Tensor) -> TapMix:
-        home = self.home(code)
-        embed = self.get_buffer("embed").to(code.dtype)
-        mix = torch.zeros_like(embed)
-        if self._has_prior(self.slot, self.space):
-            mix = (self.resampled(code) - self.resampled(home)) * self.get_buffer("trust").to(code.dtype)
+    def term(self, weight: Tensor, carrier: Tensor) -> TapMix:
+        return TapMix(self.slot, weight, carrier, self.more)
+
+    @property
+    def _geometry(self) -> Hashable:
+        """What R and the size of L depend on."""
+        r = self.resampler
+        places = (r.length, r.nugget, r.shift, self.slot.taps) if r is not None else None
+        return places, self.slot.kernel, self.more, self.taps is None
+
+    @classmethod
+    def carriers(cls, members: Sequence[Warp], code: Tensor) -> list[Tensor]:  # type: ignore[override]
+        home = members[0].home(code)
+        made: dict[int, Tensor] = {}
+        for numbers in grouped(members, lambda m: m._geometry):
+            alike = [members[n] for n in numbers]
+            mixes = alike[0]._mixes(alike, code, home)
+            made |= zip(numbers, anchored(mixes, code, home, lead=1).unbind(), strict=True)
+        return [made[number] for number in range(len(members))]
+
+    def _mixes(self, alike: Sequence[Warp], code: Tensor, home: Tensor) -> Tensor:
+        """M(θ) - 1 of slots whose taps lie alike, R being made once: `(S, *B, T, T')`."""
+        batch = code.shape[:-1]
+        mix = code.new_zeros(len(alike), *(1,) * len(batch), self.slot.n_taps, math.prod(self.slot.grown(self.more)))
+        if self.resampler is not None:
+            trust = torch.stack([m.get_buffer("trust") for m in alike]).to(code.dtype)
+            both = self.resampled(torch.cat((code.reshape(-1, code.shape[-1]), home.unsqueeze(0))))
+            moved = (both[:-1] - both[-1]).reshape(*batch, *both.shape[1:])
+            mix = moved * trust.reshape(-1, *(1,) * moved.dim())
         if self.taps is not None:
-            mix = mix + torch.tensordot(code - home, self.taps, 1)
-        mix = mix.expand(*code.shape[:-1], *embed.shape)
-        return TapMix(self.slot, weight, anchored(mix, code, home), self.more)
+            learned = torch.stack([m.taps for m in alike if m.taps is not None], 1)
+            mix = mix + torch.tensordot(code - home, learned, 1).movedim(-3, 0)
+        return mix.expand(len(alike), *batch, *mix.shape[-2:])
 
     def config(self) -> dict[str, Any]:
         return {

@@ -1,0 +1,55 @@
+"""What was measured of a model's layers, and who watches while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..weights import WeightExpression
+from . import rule
+from .rule import Layer, Plan
+
+__all__ = ["Desk", "Entry", "Watch"]
+
+Watch = Callable[[str, WeightExpression, Layer, Plan, Callable[[Plan], Tensor]], Tensor]
+"""`(slot name, expression, layer, plan, run)`: called in place of the chosen route, and gives its output."""
+
+Entry = Mapping[str, Any]
+"""A measured choice as plain data: positions, batch, training, route, low_rank."""
+
+
+@dataclass
+class Desk:
+    """Where decisions are made for one model: what was measured before, and what is watched now.
+
+    Attributes:
+        entries: slot name to measured choices, from `autotune` or a checkpoint.
+        watch: sees, and takes, every route.
+    """
+
+    entries: Mapping[str, Sequence[Entry]] = field(default_factory=dict)
+    watch: Watch | None = None
+
+    def measured(self, name: str, expression: WeightExpression, layer: Layer) -> Plan | None:
+        """The choice measured for this layer at the nearest batch size, if it still fits."""
+        rows = [e for e in self.entries.get(name, ()) if _fits(e, layer)]
+        if not rows:
+            return None
+        batch = layer.batch or 1
+        entry = min(rows, key=lambda e: abs(e["batch"] - batch))
+        for known in rule.candidates(rule.kinds(expression), layer):
+            if (known.route, known.low_rank) == (entry["route"], entry["low_rank"]):
+                return Plan(known.route, known.low_rank, known.cost, "measured", known.flops, known.numbers)
+        return None  # made for other families or another torch: the rule decides
+
+
+def _fits(entry: Entry, layer: Layer) -> bool:
+    """Was it measured for such a layer? Anything else that a file may hold is passed over."""
+    try:
+        near = 0.5 <= entry["batch"] / (layer.batch or 1) <= 2.0
+        return bool(near and entry["positions"] == layer.positions and entry["training"] == layer.training)
+    except (KeyError, TypeError):
+        return False

@@ -1,0 +1,92 @@
+"""W(θ) as a tensor, made with as few passes over it as its terms allow.
+
+[`WeightExpression.dense`][weightmorph.weights.WeightExpression.dense] says what the tensor is, term by term, and is the
+oracle of what is done here: one product that mixes the taps with the identity included, one fused multiply for the
+rows' scales, one product that adds the low-rank update in place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..slots import Slot
+from ..weights import LowRankUpdate, RowScale, TapMix, Term, WeightExpression, Whole, widen
+
+__all__ = ["embedding", "make"]
+
+PAIRED_TAPS = 16
+"""Up to how many taps two filters are mixed at once: a product with nine columns leaves a vector unit half empty."""
+
+
+def make(expression: WeightExpression, terms: Sequence[Term] | None = None) -> Tensor:
+    """The frozen weight plus some of the terms (all, unless said otherwise): `(*B, *S)`, `*B` if any has it."""
+    terms = list(expression.terms if terms is None else terms)
+    slot, grow = expression.slot, expression.grow
+    direct = slot.kind in ("conv", "linear") and not any(isinstance(t, Whole) for t in terms)
+    mixes = [t for t in terms if isinstance(t, TapMix) and t.grow == grow]
+    if not direct or (any(grow) and not mixes):
+        return expression.total(expression.base, terms)
+    g, o, i, t = slot.canonical_shape
+    batch = next((term.batch for term in terms if term.batch), ())
+    shape = (g * o, i * math.prod(slot.grown(grow)))
+    base = expression.base
+    fresh = False
+    if mixes:
+        mix = embedding(slot, grow, base)
+        for term in mixes:
+            mix = mix + term.mix
+        total = mixed(base.reshape(-1, t), mix).reshape(*mixes[0].batch, *shape)
+        fresh = True
+    else:
+        total = base.reshape(shape)
+    for term in [t for t in terms if t not in mixes]:
+        ready = fresh and total.dim() - 2 == len(batch)  # ours, and wide enough to be written into
+        if isinstance(term, RowScale):
+            rows = widen(term.weight, grow).reshape(shape)
+            gain = term.gain.unsqueeze(-1)
+            total = total.addcmul_(rows, gain) if ready else torch.addcmul(total, rows, gain)
+        elif isinstance(term, LowRankUpdate) and (g == 1 or slot.depthwise) and not any(grow):
+            total = _low_rank(total, term, ready)
+        else:
+            piece = widen(term.dense(), [n - m for n, m in zip(grow, term.grow, strict=True)])
+            piece = piece.reshape(*term.batch, *shape)
+            total = total.add_(piece) if ready else total + piece
+        fresh = True
+    return total.reshape(*batch, *slot.shape[:2], *slot.grown(grow)) if slot.kind == "conv" else total
+
+
+def _low_rank(total: Tensor, term: LowRankUpdate, ready: bool) -> Tensor:
+    """`total + U diag(g) V` in one product."""
+    left, right = term.left[0] * term.gain.unsqueeze(-2), term.right[0]
+    if left.dim() == 2:
+        return total.addmm_(left, right) if ready else torch.addmm(total, left, right)
+    right = right.expand(left.shape[0], *right.shape)
+    return total.baddbmm_(left, right) if ready else torch.baddbmm(total, left, right)
+
+
+def embedding(slot: Slot, grow: Sequence[int], like: Tensor) -> Tensor:
+    """Where each tap of W sits among those of W(θ): `(T, T')`, the identity unless the support has grown."""
+    t = slot.n_taps
+    one = torch.eye(t, dtype=like.dtype, device=like.device)
+    return widen(one.reshape(t, 1, *slot.kernel), grow).reshape(t, -1) if any(grow) else one
+
+
+def mixed(taps: Tensor, mix: Tensor) -> Tensor:
+    """Filters `(F, T)` times mixings `(*B, T, T')` -> `(*B, F, T')`.
+
+    Example:
+        >>> taps, mix = torch.randn(6, 9), torch.randn(4, 9, 9)
+        >>> torch.allclose(mixed(taps, mix), taps @ mix, atol=1e-5)
+        True
+    """
+    f, t = taps.shape
+    if f % 2 or t > PAIRED_TAPS:
+        return taps @ mix
+    batch, wide = mix.shape[:-2], mix.shape[-1]
+    one = torch.eye(2, dtype=mix.dtype, device=mix.device).reshape(2, 1, 2, 1)
+    paired = (one * mix.unsqueeze(-2).unsqueeze(-4)).reshape(*batch, 2 * t, 2 * wide)
+    return (taps.reshape(f // 2, 2 * t) @ paired).reshape(*batch, f, wide)

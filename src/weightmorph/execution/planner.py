@@ -1,0 +1,55 @@
+"""The one place that decides: a measured plan where there is one, the cost rule otherwise; and what it decided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ..errors import MemoryLimitError
+from ..weights import Dense, WeightExpression, Whole
+from . import rule
+from .batch import Batch
+from .rule import Layer, Plan
+
+__all__ = ["choose", "within_memory"]
+
+def choose(
+    batch: Batch, where: str, expression: WeightExpression, layer: Layer, run: Callable[[Plan], Tensor]
+) -> Tensor:
+    """Decide on a route and take it.
+
+    Raises:
+        MemoryLimitError: if every route needs dense weights that would pass the limit.
+    """
+    terms = rule.kinds(expression)
+    if layer.tracing:
+        return run(within_memory(batch, where, expression, rule.plan(terms, layer), layer))
+    desk, name = batch.desk, expression.slot.name
+    chosen = (desk.measured(name, expression, layer) if desk.entries else None) or rule.remembered(terms, layer)
+    chosen = within_memory(batch, where, expression, chosen, layer)
+    return run(chosen) if desk.watch is None else desk.watch(name, expression, layer, chosen, run)
+
+
+def within_memory(batch: Batch, where: str, expression: WeightExpression, chosen: Plan, layer: Layer) -> Plan:
+    """The plan, or the factored one where dense weights of all samples would pass the limit.
+
+    Without a backward, weights are made for a few samples at a time, so only terms that are dense as they come count.
+
+    Raises:
+        MemoryLimitError: if there is no such way round.
+    """
+    given = any(isinstance(t, Dense | Whole) for t in expression.terms)
+    numbers, itemsize = expression.base.numel(), expression.base.element_size()
+    kept = layer.training or layer.tracing or given
+    if chosen.route == "factored" or not kept or not batch.too_large(numbers, itemsize):
+        return chosen
+    for other in rule.candidates(rule.kinds(expression), layer):
+        if other.route == "factored":
+            reason = "dense weights of all samples would pass the memory limit"
+            return Plan(other.route, other.low_rank, other.cost, reason, other.flops, other.numbers)
+    advice = "leave out the family that makes it, deselect the layer, or give one θ for the whole batch"
+    if given:
+        advice = "use LowRank, Warp or Scale here, which need no dense weight, or give one θ for the whole batch"
+    batch.check_memory(numbers, itemsize, where, advice)
+    raise MemoryLimitError(f"{where}: dense weights would pass the memory limit; {advice}")
