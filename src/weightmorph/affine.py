@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["ISOMETRIES", "MAPS", "SEPARABLE", "compose", "identity", "inverse"]
+__all__ = ["ISOMETRIES", "MAPS", "NEUTRAL", "SEPARABLE", "compose", "identity", "inverse"]
 
 
 def _stack(a: Tensor, b: Tensor, tx: Tensor, c: Tensor, d: Tensor, ty: Tensor) -> Tensor:
@@ -90,6 +90,9 @@ MAPS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "flip_y": flip_y,
 }
 """The maps a parameter can name. Names, so that a saved space is plain data."""
+
+NEUTRAL: Mapping[str, float] = {name: 1.0 if name == "zoom" else 0.0 for name in MAPS}
+"""The value at which each of them leaves everything where it is."""
 
 SEPARABLE = frozenset({"zoom", "translate_x", "flip_x"})
 """Maps that still mean something on a one-dimensional signal (its axis reads as x)."""

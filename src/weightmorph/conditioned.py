@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
 import torch
@@ -23,7 +25,9 @@ from .errors import (
     UnknownParameterError,
     near,
 )
-from .execution import DEFAULT_MEMORY_LIMIT, Batch, Scope, StandIn, make
+from .execution import DEFAULT_MEMORY_LIMIT, Batch, Desk, Scope, StandIn, make
+from .execution.norm import Norm, prepared
+from .execution.rule import Layer, kinds, spreads
 from .parameters import Parameter, ParameterSpace, Theta, Value
 from .selection import Select, described, floating, read_as_maps, select_slots
 from .slots import Slot
@@ -37,6 +41,9 @@ from .weights import WeightExpression
 __all__ = ["Conditioned", "condition"]
 
 Self = TypeVar("Self", bound="Conditioned")
+
+LARGE_WEIGHT = 2**16
+"""Numbers from which on a weight is made when it is read and not before."""
 
 MIN_PER_BUCKET = 4
 """Samples that must share a setting on average for a batch to be run setting by setting."""
@@ -134,6 +141,7 @@ class Conditioned(nn.Module):
     """
 
     _fixed: tuple[Scope, nn.Module]
+    _norms: list[Norm]
 
     def __init__(
         self,
@@ -152,6 +160,7 @@ class Conditioned(nn.Module):
         self.slots = {slot.name: slot for slot in slots}
         self.seen, self.folded = seen, folded
         self.memory_limit = DEFAULT_MEMORY_LIMIT
+        self.desk = Desk()
         self.selected = "default"
         # Where each tensor stands in a clone: found once, for a call must not search the tree.
         self.places = {s.name: view.places(view.tensor(s.layer, s.attribute)) for s in slots}
@@ -174,7 +183,8 @@ class Conditioned(nn.Module):
         tracing = torch.compiler.is_compiling()
         theta = self._take_theta(args, kwargs, tracing)
         scope = self._fixed[0] if tracing else Scope()
-        self._make_weights(scope, theta, tracing)
+        first = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
+        self._make_weights(scope, theta, tracing, first.shape if first is not None else ())
         root = self._fixed[1] if tracing else self._clone(scope)
         try:
             return _refuse_weights(root(*args, **kwargs))
@@ -213,29 +223,64 @@ class Conditioned(nn.Module):
         """In which θ is encoded and the transform computes."""
         return next((p.dtype for p in self.transform.parameters()), self.view.dtype)
 
-    def _make_weights(self, scope: Scope, theta: Theta, tracing: bool) -> None:
-        """Make the weights of one call, before the base runs."""
-        size = _size(theta)
+    def _make_weights(self, scope: Scope, theta: Theta, tracing: bool, shape: Sequence[int] = ()) -> None:
+        """Make the weights of one call, before the base runs on an input of that shape."""
+        size, index = _size(theta), None
         if size is not None:
             self._refuse_folded()
             theta, index = (theta, None) if tracing else _buckets(theta, size)
-            plain = Batch(size, memory_limit=self.memory_limit, probed=self.folded is not None)
-            scope.batch = plain if index is None else plain.bucketed(index, cast(int, _size(theta)))
         scope.grad = torch.is_grad_enabled()
         scope.remake = lambda name: self._operand(name, self._encode(theta))
-        code = self._encode(theta)
-        scope.made = self._operands(code)
+        with _full_precision(self.view.device):
+            code = self._encode(theta)
+            scope.made = self._operands(scope, code, tracing, shape)
+            norms = prepared(self._norms, scope.made, index) if size is not None and not tracing else {}
+        if size is not None:
+            plain = Batch(size, None, (), None, self.memory_limit, self.folded is not None, self.desk, norms)
+            scope.batch = plain if index is None else plain.bucketed(index, cast(int, _size(theta)))
 
-    def _operands(self, code: Tensor) -> dict[str, Tensor | WeightExpression]:
+    def _operands(
+        self, scope: Scope, code: Tensor, tracing: bool, shape: Sequence[int]
+    ) -> dict[str, Tensor | WeightExpression]:
         """W(θ) of every slot, the code side of all of them made together."""
-        if code.dim() == 1 and not torch.is_grad_enabled() and self._at_anchor(code):
+        if code.dim() == 1 and not scope.grad and self._at_anchor(code):
             # Equal to W(θ0) to the bit, but for zeros around grown kernels.
-            return {name: self._frozen[name] for name in self.slots}
-        slots = list(self.slots.values())
-        expressions = self.transform.expressions(slots, self._frozen, code)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return dict(self._frozen)
+        expressions = self.transform.expressions(list(self.slots.values()), self._frozen, code)
+        if scope.grad and not tracing:
             self.transform.check(expressions)
-        return {name: e if e.batch else make(e) for name, e in expressions.items()}
+        if code.dim() > 1:
+            return dict(expressions)
+        made: dict[str, Tensor | WeightExpression] = {}
+        tiny = self._tiny(expressions, shape) if shape and not tracing else ()
+        later = self._read_once if not scope.grad and not tracing else frozenset()
+        for name, expression in expressions.items():
+            if name in tiny:
+                made[name] = expression.spread(shape[0])
+                scope.spread = Batch(shape[0], memory_limit=self.memory_limit, probed=True, desk=self.desk)
+            else:
+                # A large weight that one function reads is made when it is read: it need not live longer.
+                made[name] = expression if name in later else make(expression)
+        scope.once = later
+        return made
+
+    @property
+    def _read_once(self) -> frozenset[str]:
+        if self.seen is None:
+            return frozenset()
+        uses = self.seen.uses
+        return frozenset(n for n, s in self.slots.items() if uses.get(n) == 1 and math.prod(s.shape) >= LARGE_WEIGHT)
+
+    def _tiny(self, expressions: Mapping[str, WeightExpression], shape: Sequence[int]) -> frozenset[str]:
+        """Slots whose layers see so little that making their shared weight would cost more than using it."""
+        if self.seen is None or self.folded or self.view.device.type != "cpu" or tuple(shape[1:]) != self.seen.shape:
+            return frozenset()
+        return frozenset(
+            name
+            for name, e in expressions.items()
+            if self.seen.positions.get(name)
+            and spreads(kinds(e), Layer.of(e.slot, self.seen.positions[name], e.grow, shape[0]))
+        )
 
     @property
     def _frozen(self) -> dict[str, Tensor]:
@@ -268,6 +313,7 @@ class Conditioned(nn.Module):
         scope.grad = True  # stand-ins throughout
         vars(self)["_fixed"] = scope, self._clone(scope)
         scope.grad = False
+        vars(self)["_norms"] = Norm.of(self.slots.values(), self.view.layer)
 
     def _refuse_folded(self) -> None:
         if self.folded:
@@ -350,7 +396,7 @@ class Conditioned(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k != "_fixed"}
+        return {k: v for k, v in vars(self).items() if k not in ("_fixed", "_norms")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -400,6 +446,12 @@ class Conditioned(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.view.classes[0].__name__} on {', '.join(self.space)}: {len(self.slots)} tensors"
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[None]:
+    """The code side is small, and an angle in half precision is a coarse one: autocast is for the base's layers."""
+    enabled = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()  # type: ignore[return-value]
 
 
 def _size(theta: Theta) -> int | None:

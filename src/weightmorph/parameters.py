@@ -97,6 +97,8 @@ class Parameter(ABC):
             return maps.identity(code[..., 0])
         scale = math.pi / 180 if self.unit == "deg" else 1.0
         here = maps.MAPS[self.affine](self.decode(code) * scale)
+        if self.anchor_value == maps.NEUTRAL[self.affine]:
+            return here
         home = maps.MAPS[self.affine](torch.full_like(code[..., 0], self.anchor_value * scale))
         return maps.compose(here, maps.inverse(home))
 
@@ -616,11 +618,12 @@ class ParameterSpace(Mapping[str, Parameter]):
 
     def plane(self, code: Tensor) -> Tensor:
         """What θ does to the image plane, relative to the anchor, parameters applied in order: `(*B, 2, 3)`."""
-        total = maps.identity(code[..., 0])
+        total: Tensor | None = None
         for name, part in self._split(code).items():
             if self[name].affine is not None:
-                total = maps.compose(self[name].plane(part), total)
-        return total
+                here = self[name].plane(part)
+                total = here if total is None else maps.compose(here, total)
+        return maps.identity(code[..., 0]) if total is None else total
 
     @property
     def affine_names(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -39,6 +40,8 @@ class Slot:
         pixel: how many pixels of the network's input one pixel of that map spans.
         fixed: the taps have places on the image (a `Linear` after a flatten), so a translation moves them.
         growable: the kernel may be given a larger support by padding it and the layer's `padding` alike.
+        normed: the layer's output goes to a norm layer and nowhere else, whose own scale is conditioned (an example shows
+            it): a scale of the rows would do again what that one does.
         explicit: the user asked for it by name, so what does not fit is an error and not a note.
     """
 
@@ -54,6 +57,7 @@ class Slot:
     fixed: bool = False
     growable: bool = False
     explicit: bool = False
+    normed: bool = False
 
     def __post_init__(self) -> None:
         if self.kernel and not self.taps:
@@ -78,18 +82,18 @@ class Slot:
         """Number of spatial axes."""
         return len(self.kernel)
 
-    @property
+    @cached_property
     def n_taps(self) -> int:
         """T."""
         return math.prod(self.kernel)
 
-    @property
+    @cached_property
     def outputs(self) -> int:
         """G·O: output channels, features, or the length of a vector."""
         g, o, _, _ = self.canonical_shape
         return g * o
 
-    @property
+    @cached_property
     def canonical_shape(self) -> tuple[int, int, int, int]:
         """`(G, O, I, T)`."""
         if self.kind == "conv":
@@ -101,7 +105,7 @@ class Slot:
         rows = self.shape[0] if self.shape else 1
         return 1, rows, math.prod(self.shape[1:]), 1
 
-    @property
+    @cached_property
     def depthwise(self) -> bool:
         """Each output reads one input channel."""
         return self.kind in ("conv", "conv_transpose") and self.groups > 1 and self.canonical_shape[2] == 1

@@ -18,6 +18,8 @@ __all__ = ["Trace", "as_call", "folded_layers", "trace"]
 FLATTENING = frozenset("flatten reshape view".split())
 CONVOLUTIONS = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split())
 POOLS = frozenset("max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d".split())
+NORMS = frozenset("batch_norm instance_norm group_norm".split())
+LOOKS = frozenset("__get__ dim size is_contiguous".split())  # what reads no value
 # Functions after which a flattened map is no longer one.
 MIXING = frozenset("linear matmul __matmul__ mm bmm addmm einsum softmax cumsum layer_norm".split())
 
@@ -46,6 +48,9 @@ class Trace:
     widenable: dict[str, bool] = field(default_factory=dict)
     consumed: list[str] = field(default_factory=list)
     batches: dict[str, int] = field(default_factory=dict)
+    uses: dict[str, int] = field(default_factory=dict)
+    shape: tuple[int, ...] = ()
+    readers: dict[str, list[str]] = field(default_factory=dict)
 
     def apply(self, slot: Slot) -> Slot:
         """The slot with what the example showed of it."""
@@ -54,7 +59,8 @@ class Trace:
             slot = slot.as_map(self.maps[name], pixel=self.pixels[name])
         if name in self.taps:
             slot = replace(slot, taps=self.taps[name])
-        return replace(slot, growable=self.widenable.get(name, False))
+        normed = self.readers.get(name) == ["norm"]
+        return replace(slot, growable=self.widenable.get(name, False), normed=normed)
 
 
 class _Watch(TorchFunctionMode):
@@ -66,6 +72,8 @@ class _Watch(TorchFunctionMode):
         self.seen = Trace()
         # Grids by tensor; the tensors are kept so that ids stay their own.
         self.grids: dict[int, tuple[Tensor, _Grid]] = {}
+        # Outputs of convolutions, to see who reads them.
+        self.outputs: dict[int, tuple[Tensor, str]] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -75,9 +83,12 @@ class _Watch(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
         consumed = [slot for t in tensors for slot in self.slots.get(id(t), ())]
-        for slot in consumed:
-            if slot.name not in self.seen.consumed and name not in ("__get__", "dim", "size"):
+        for slot in consumed if name not in LOOKS else ():
+            self.seen.uses[slot.name] = self.seen.uses.get(slot.name, 0) + 1
+            if slot.name not in self.seen.consumed:
                 self.seen.consumed.append(slot.name)
+        if name not in LOOKS:
+            self._read(name, tensors, consumed)
         first = out[0] if isinstance(out, tuple) and out else out
         if not isinstance(first, Tensor) or not tensors:
             return out
@@ -87,10 +98,19 @@ class _Watch(TorchFunctionMode):
                 self.seen.batches.setdefault(slot.name, x.shape[0])
             if name in CONVOLUTIONS and slot.kind in ("conv", "conv_transpose"):
                 self._convolution(slot, x, first, args, kwargs)
+                self.outputs[id(first)] = first, slot.name
             elif name == "linear" and slot.kind == "linear":
                 self._linear(slot, x, first)
         self._follow(name, x, first, args, kwargs)
         return out
+
+    def _read(self, name: str, tensors: Sequence[Tensor], consumed: Sequence[Slot]) -> None:
+        """Note who reads the output of a convolution: a norm whose scale is conditioned, or anything else."""
+        scaled = name in NORMS and any(slot.kind == "norm" for slot in consumed)
+        for tensor in tensors:
+            if id(tensor) in self.outputs:
+                slot = self.outputs[id(tensor)][1]
+                self.seen.readers.setdefault(slot, []).append("norm" if scaled else name)
 
     def _grid(self, x: Tensor) -> _Grid:
         if id(x) in self.grids:
@@ -188,6 +208,7 @@ def trace(net: nn.Module, slots: Sequence[Slot], args: tuple[Any, ...], kwargs: 
     with torch.no_grad(), watch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the base has to say it says when it is really run
         net(*args, **kwargs)
+    watch.seen.shape = next((tuple(v.shape[1:]) for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), ())
     return watch.seen
 
 

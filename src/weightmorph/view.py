@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -112,8 +113,8 @@ class View:
         return _map(value, lambda item: self._read(item, seen))
 
     def _index(self) -> None:
-        """Which entries hold references and must be filled anew in every clone."""
-        self.fill = [[k for k, v in d.items() if _refers(v)] for d in self.dicts]
+        """How each module's dictionary is made anew in a clone: what is copied and what must be filled."""
+        self.recipes = [_Recipe(entries) for entries in self.dicts]
 
     def clone(self, overrides: Mapping[int, Mapping[str, Any]] | None = None) -> nn.Module:
         """A new network around the same tensors.
@@ -122,9 +123,10 @@ class View:
             overrides: module number to attributes that stand in the instance's dictionary, where they are found
                 before the registered tensors. `parameters()` of the clone still yields the real ones.
         """
-        new: list[nn.Module] = [object.__new__(kind) for kind in self.classes]
-        for module, entries, keys in zip(new, self.dicts, self.fill, strict=True):
-            object.__setattr__(module, "__dict__", entries | {k: _fill(entries[k], new) for k in keys})
+        make = object.__new__
+        new: list[nn.Module] = [make(kind) for kind in self.classes]
+        for module, entries, recipe in zip(new, self.dicts, self.recipes, strict=True):
+            object.__setattr__(module, "__dict__", recipe.fill(entries, new))
         for number, attributes in (overrides or {}).items():
             vars(new[number]).update(attributes)
         return new[0]
@@ -164,6 +166,11 @@ class View:
         tensor = self.dicts[self.names[layer]]["_parameters"][attribute]
         assert isinstance(tensor, Tensor)
         return tensor
+
+    def layer(self, name: str) -> tuple[type, Mapping[str, Any]]:
+        """A module's class and its dictionary, in which buffers follow every move."""
+        number = self.names[name]
+        return self.classes[number], self.dicts[number]
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers by their names in the network, a tied one under each."""
@@ -227,13 +234,47 @@ def _map(value: Any, function: Callable[[Any], Any]) -> Any:
     return value
 
 
+class _Recipe:
+    """Which entries of a module's dictionary a clone takes as they are, copies, or fills with its own modules.
+
+    Dictionaries are always copied (registered tensors and hooks too): what a call registers stays with that call. Most
+    of a clone's cost is here, so each kind of entry is made in the plainest way there is.
+    """
+
+    def __init__(self, entries: Mapping[str, Any]) -> None:
+        self.empty: list[tuple[str, Callable[[], Any]]] = []
+        self.flat: list[str] = []
+        self.modules: list[tuple[str, list[tuple[str, int]]]] = []
+        self.deep: list[str] = []
+        for key, value in entries.items():
+            if type(value) in (dict, OrderedDict) and not value:
+                self.empty.append((key, type(value)))
+            elif type(value) is dict and all(type(v) is _Module for v in value.values()):
+                self.modules.append((key, [(name, int(v)) for name, v in value.items()]))
+            elif type(value) in (dict, OrderedDict) and not any(map(_refers, value.values())):
+                self.flat.append(key)
+            elif _refers(value):
+                self.deep.append(key)
+
+    def fill(self, entries: Mapping[str, Any], new: list[nn.Module]) -> dict[str, Any]:
+        """The dictionary of one module of a clone."""
+        made = dict(entries)
+        for key, kind in self.empty:
+            made[key] = kind()
+        for key in self.flat:
+            made[key] = entries[key].copy()
+        for key, row in self.modules:
+            made[key] = {name: new[number] for name, number in row}
+        for key in self.deep:
+            made[key] = _fill(entries[key], new)
+        return made
+
+
 def _refers(value: Any) -> bool:
-    if type(value) in (_Module, _Method):
+    """Must a clone have its own? Modules and bound methods, and containers that can be written into."""
+    if type(value) in (_Module, _Method) or isinstance(value, dict) or type(value) is list:
         return True
-    if isinstance(value, dict):
-        # Registered tensors and hooks too: a clone's own dictionaries keep what a call registers to that call.
-        return True
-    return type(value) in (list, tuple) and (type(value) is list or any(map(_refers, value)))
+    return type(value) is tuple and any(map(_refers, value))
 
 
 def _fill(value: Any, new: list[nn.Module]) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ class Term(ABC):
     def carrier(self) -> tuple[Tensor, int]:
         """The tensor that depends on θ, and how many axes it has when θ is shared."""
 
-    @property
+    @cached_property
     def batch(self) -> tuple[int, ...]:
         """`*B`: empty, or `(B,)`."""
         tensor, dims = self.carrier
@@ -52,6 +53,11 @@ class Term(ABC):
     def part(self, where: slice) -> Term:
         """Some samples of the batch, as a view; a shared term as it is."""
         return self._carrying(self.carrier[0][where]) if self.batch else self
+
+    def spread(self, size: int) -> Term:
+        """A shared term as one of so many samples, all alike."""
+        tensor = self.carrier[0]
+        return self._carrying(tensor.expand(size, *tensor.shape))
 
     def _carrying(self, tensor: Tensor) -> Term:
         name = next(f.name for f in fields(self) if getattr(self, f.name) is self.carrier[0])
@@ -178,18 +184,18 @@ class WeightExpression:
     base: Tensor
     terms: tuple[Term, ...]
 
-    @property
+    @cached_property
     def batch(self) -> tuple[int, ...]:
         """`*B`: empty if θ is shared, `(B,)` if there is one per sample."""
         return next((t.batch for t in self.terms if t.batch), ())
 
-    @property
+    @cached_property
     def grow(self) -> tuple[int, ...]:
         """Taps by which W(θ) is wider than W on both sides of each spatial axis."""
         rows = [t.grow for t in self.terms]
         return tuple(max(column) for column in zip(*rows, strict=True)) if rows else (0,) * self.slot.spatial
 
-    @property
+    @cached_property
     def requires_grad(self) -> bool:
         """Does anything in it carry a gradient?"""
         return any(v.requires_grad for t in self.terms for v in t.tensors)
@@ -210,6 +216,10 @@ class WeightExpression:
             sum_ = piece if sum_ is None else sum_ + piece
         assert sum_ is not None, "an expression has a base or a term"
         return sum_
+
+    def spread(self, size: int) -> WeightExpression:
+        """A shared W(θ) as that of so many samples, all alike, without a copy."""
+        return replace(self, terms=tuple(t.spread(size) for t in self.terms))
 
     def take(self, index: Tensor) -> WeightExpression:
         """Row `index[i]` becomes row i (the way from distinct settings back to samples)."""

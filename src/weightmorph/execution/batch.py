@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,10 +13,14 @@ from ..errors import BatchSizeError, ConditioningWarning, MemoryLimitError
 from ..weights import WeightExpression
 from .desk import Desk
 
-__all__ = ["DEFAULT_MEMORY_LIMIT", "Batch", "expand", "per_channel"]
+__all__ = ["DEFAULT_MEMORY_LIMIT", "Batch", "NormAffine", "expand", "per_channel"]
 
 DEFAULT_MEMORY_LIMIT = 4 * 2**30
 """Bytes that the dense per-sample weights of one layer may take, unless a model says otherwise."""
+
+
+NormAffine = tuple[Tensor, Tensor, Tensor]
+"""A norm layer's running mean, by which it is known, and its multiply and add per sample and channel, `(B, C)`."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Batch:
     memory_limit: int = DEFAULT_MEMORY_LIMIT
     probed: bool = False
     desk: Desk = field(default_factory=Desk)
+    norms: Mapping[str, NormAffine] = field(default_factory=dict)
 
     def bucketed(self, index: Tensor, settings: int) -> Batch:
         """From `index (B,)`, the setting of each sample, to the samples of each setting."""

@@ -21,6 +21,9 @@ from .rule import Layer, Plan
 
 __all__ = ["HANDLERS"]
 
+FEW_COLUMNS = 16
+"""With fewer positions a product per sample is slower than a narrow convolution."""
+
 
 def convolution(
     dims: int,
@@ -75,7 +78,7 @@ def _run(
         y = batch.restore(parts)
     else:
         layer = layer_of(call, x, weight)
-        y = choose(batch, where, weight, layer, lambda plan: run(call, x, weight, plan))
+        y = choose(batch, where, x, weight, layer, partial(run, call))
     return channels(batch, y, None, bias)
 
 
@@ -224,15 +227,24 @@ def _on(term: TapMix, grow: Sequence[int]) -> Tensor:
 
 def _add_low_rank(y: Tensor, call: Convolution, x: Tensor, term: LowRankUpdate) -> Tensor:
     """`y` plus a narrow convolution to r channels per group, times a small matrix per sample. Writes into `y`."""
-    slot, (g, o, r) = term.slot, term.left.shape
-    right = slot.restore(term.right.reshape(g, r, *slot.canonical_shape[2:]))
-    narrow = call(x, right)
-    size, positions = y.shape[0], math.prod(y.shape[2:])
+    (g, o, r), size, positions = term.left.shape, y.shape[0], math.prod(y.shape[2:])
     left = (term.left.unsqueeze(0) * term.gain[:, None, None, :]).to(y.dtype).reshape(-1, o, r)
-    inner = narrow.to(y.dtype).reshape(size * g, r, positions)
+    inner = _narrow(call, x, term, positions).to(y.dtype).reshape(size * g, r, positions)
     if not y.is_contiguous():
         return y + torch.bmm(left, inner).reshape(y.shape)
     return y.view(size * g, o, positions).baddbmm_(left, inner).view(y.shape)
+
+
+def _narrow(call: Convolution, x: Tensor, term: LowRankUpdate, positions: int) -> Tensor:
+    """The convolution to r channels per group: `(B, G·r, …)` or `(B·G, r, P)`."""
+    slot, (g, r, _) = term.slot, term.right.shape
+    plain = slot.n_taps == 1 and set(call.stride) == {1} and not call.transposed and not any(map(any, call.pads(slot.kernel)))
+    if plain and positions >= FEW_COLUMNS and not torch.compiler.is_compiling():
+        # A convolution to eight channels reads its input no faster than one to thirty.
+        rows = x.reshape(x.shape[0] * g, -1, positions)
+        right = term.right.to(x.dtype).repeat(x.shape[0], 1, 1) if g > 1 else term.right.expand(x.shape[0], -1, -1)
+        return torch.bmm(right.to(x.dtype), rows)
+    return call(x, slot.restore(term.right.reshape(g, r, *slot.canonical_shape[2:])))
 
 
 def _basis(call: Convolution, x: Tensor, term: BasisMix) -> Tensor:

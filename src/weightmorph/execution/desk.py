@@ -12,10 +12,13 @@ from ..weights import WeightExpression
 from . import rule
 from .rule import Layer, Plan
 
-__all__ = ["Desk", "Entry", "Watch"]
+__all__ = ["Desk", "Entry", "Run", "Watch"]
 
-Watch = Callable[[str, WeightExpression, Layer, Plan, Callable[[Plan], Tensor]], Tensor]
-"""`(slot name, expression, layer, plan, run)`: called in place of the chosen route, and gives its output."""
+Run = Callable[[Tensor, WeightExpression, Plan], Tensor]
+"""One route of one call: input and expression in, output out."""
+
+Watch = Callable[[Tensor, WeightExpression, Layer, Plan, Run], Tensor]
+"""`(input, expression, layer, plan, run)`: called in place of the chosen route, and gives its output."""
 
 Entry = Mapping[str, Any]
 """A measured choice as plain data: positions, batch, training, route, low_rank."""
@@ -33,9 +36,9 @@ class Desk:
     entries: Mapping[str, Sequence[Entry]] = field(default_factory=dict)
     watch: Watch | None = None
 
-    def measured(self, name: str, expression: WeightExpression, layer: Layer) -> Plan | None:
+    def measured(self, expression: WeightExpression, layer: Layer) -> Plan | None:
         """The choice measured for this layer at the nearest batch size, if it still fits."""
-        rows = [e for e in self.entries.get(name, ()) if _fits(e, layer)]
+        rows = [e for e in self.entries.get(expression.slot.name, ()) if _fits(e, layer)]
         if not rows:
             return None
         batch = layer.batch or 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ..weights import WeightExpression, Whole
 from . import convolution, fallback, linear, norm
 from .batch import Batch
 from .calls import widen_padding
+from .making import make
 
 __all__ = ["Scope", "StandIn", "call"]
 
@@ -35,9 +36,13 @@ class Scope:
 
     def __init__(self) -> None:
         self.batch: Batch | None = None
-        self.made: Mapping[str, Tensor | WeightExpression] = {}
+        self.made: dict[str, Tensor | WeightExpression] = {}
         self.remake: Callable[[str], Tensor | WeightExpression] | None = None
         self.grad = False
+        # Weights that one function reads: made when it does, and let go of.
+        self.once: frozenset[str] = frozenset()
+        # A shared θ on so small an input that it runs as one θ per sample: the batch of those layers.
+        self.spread: Batch | None = None
 
 
 class StandIn:
@@ -59,7 +64,12 @@ class StandIn:
             self.local = True
             assert scope.remake is not None
             return scope.remake(self.slot.name)
-        return scope.made[self.slot.name]
+        made = scope.made[self.slot.name]
+        if isinstance(made, WeightExpression) and not made.batch:
+            made = make(made)
+            if self.slot.name not in scope.once:
+                scope.made[self.slot.name] = made
+        return made
 
     @classmethod
     def __torch_function__(
@@ -134,6 +144,8 @@ def call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     first = found[0]
     batch = first.scope.batch
     args, kwargs = resolve(args), {name: resolve(value) for name, value in kwargs.items()}
+    if batch is None and first.scope.spread is not None and any(isinstance(a, WeightExpression) for a in args):
+        batch = first.scope.spread
     if batch is None:
         return shared(func, args, kwargs, found)
     where = f"layer {first.slot.layer or first.slot.name!r}, function {getattr(func, '__name__', str(func))!r}"

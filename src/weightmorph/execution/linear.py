@@ -28,7 +28,7 @@ def linear(batch: Batch, where: str, input: Tensor, weight: Tensor | WeightExpre
     elif batch.rows:
         y = _bucketed(batch, input, weight)
     else:
-        y = choose(batch, where, weight, layer_of(input, weight), lambda plan: run(input, weight, plan))
+        y = choose(batch, where, input, weight, layer_of(input, weight), run)
     if bias is None:
         return y
     shift = values(batch, bias).to(y.dtype)

@@ -23,7 +23,18 @@ PAIRED_TAPS = 16
 
 
 def make(expression: WeightExpression, terms: Sequence[Term] | None = None) -> Tensor:
-    """The frozen weight plus some of the terms (all, unless said otherwise): `(*B, *S)`, `*B` if any has it."""
+    """The frozen weight plus some of the terms (all, unless said otherwise): `(*B, *S)`, `*B` if any has it.
+
+    Always in the weights' own precision: under autocast it is the layer that casts, as it casts the frozen weight.
+    """
+    device = expression.base.device.type
+    if torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return _make(expression, terms)
+    return _make(expression, terms)
+
+
+def _make(expression: WeightExpression, terms: Sequence[Term] | None) -> Tensor:
     terms = list(expression.terms if terms is None else terms)
     slot, grow = expression.slot, expression.grow
     direct = slot.kind in ("conv", "linear") and not any(isinstance(t, Whole) for t in terms)
@@ -49,8 +60,11 @@ def make(expression: WeightExpression, terms: Sequence[Term] | None = None) -> T
             rows = widen(term.weight, grow).reshape(shape)
             gain = term.gain.unsqueeze(-1)
             total = total.addcmul_(rows, gain) if ready else torch.addcmul(total, rows, gain)
-        elif isinstance(term, LowRankUpdate) and (g == 1 or slot.depthwise) and not any(grow):
-            total = _low_rank(total, term, ready)
+        elif isinstance(term, LowRankUpdate) and (g == 1 or slot.depthwise):
+            right = term.right[0]
+            if any(grow):
+                right = widen(right.reshape(-1, *slot.shape[1:]), grow).flatten(1)
+            total = _low_rank(total, term.left[0] * term.gain.unsqueeze(-2), right, ready)
         else:
             piece = widen(term.dense(), [n - m for n, m in zip(grow, term.grow, strict=True)])
             piece = piece.reshape(*term.batch, *shape)
@@ -59,9 +73,8 @@ def make(expression: WeightExpression, terms: Sequence[Term] | None = None) -> T
     return total.reshape(*batch, *slot.shape[:2], *slot.grown(grow)) if slot.kind == "conv" else total
 
 
-def _low_rank(total: Tensor, term: LowRankUpdate, ready: bool) -> Tensor:
-    """`total + U diag(g) V` in one product."""
-    left, right = term.left[0] * term.gain.unsqueeze(-2), term.right[0]
+def _low_rank(total: Tensor, left: Tensor, right: Tensor, ready: bool) -> Tensor:
+    """`total + left @ right`: left `(*B, O, r)`, right `(r, N)`."""
     if left.dim() == 2:
         return total.addmm_(left, right) if ready else torch.addmm(total, left, right)
     right = right.expand(left.shape[0], *right.shape)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ExecutionError
-from ..weights import WeightExpression
-from .batch import Batch, expand, per_channel
+from ..slots import Slot
+from ..weights import Dense, RowScale, WeightExpression
+from .batch import Batch, NormAffine, expand, per_channel
 
-__all__ = ["HANDLERS"]
+__all__ = ["HANDLERS", "Norm", "prepared"]
 
 Operand = Tensor | WeightExpression | None
 
@@ -43,6 +46,64 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return (x * per_channel(scale, x)).add_(per_channel(shift, x))
 
 
+@dataclass(frozen=True)
+class Norm:
+    """A BatchNorm layer whose scale and shift are both conditioned: its slots, and its module's dictionary."""
+
+    layer: str
+    weight: str
+    bias: str
+    entries: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, slots: Iterable[Slot], entries: Callable[[str], tuple[type, Mapping[str, Any]]]) -> list[Norm]:
+        """Those among the slots; `entries` gives a layer's class and dictionary."""
+        found: dict[str, dict[str, str]] = {}
+        for slot in slots:
+            if slot.kind in ("norm", "bias"):
+                found.setdefault(slot.layer, {})[slot.attribute] = slot.name
+        norms = []
+        for layer, names in found.items():
+            kind, own = entries(layer)
+            if kind in BATCH_NORMS and own["track_running_stats"] and {"weight", "bias"} <= names.keys():
+                norms.append(cls(layer, names["weight"], names["bias"], own))
+        return norms
+
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def prepared(
+    norms: Sequence[Norm], made: Mapping[str, Tensor | WeightExpression], index: Tensor | None
+) -> dict[str, NormAffine]:
+    """The multiply and the add of all BatchNorm layers that merely scale and shift, in a handful of operations.
+
+    $\\alpha = \\gamma (1 + s) / \\sqrt{\\sigma^2 + \\epsilon}$ and $\\beta + \\delta - \\mu\\alpha$, all layers' channels in one row.
+    """
+    rows: list[tuple[Norm, RowScale, Dense]] = []
+    for norm in norms:
+        weight, bias = made[norm.weight], made[norm.bias]
+        if not isinstance(weight, WeightExpression) or not isinstance(bias, WeightExpression):
+            continue
+        terms = (*weight.terms, *bias.terms)
+        if len(terms) == 2 and isinstance(terms[0], RowScale) and isinstance(terms[1], Dense):
+            rows.append((norm, terms[0], terms[1]))
+    if len(rows) < 2 or len({norm.entries["eps"] for norm, _, _ in rows}) > 1:
+        return {}
+    buffers = [norm.entries["_buffers"] for norm, _, _ in rows]
+    means = [b["running_mean"] for b in buffers]
+    inverse = (torch.cat([b["running_var"] for b in buffers]) + rows[0][0].entries["eps"]).rsqrt()
+    gain = torch.cat([scale.gain for _, scale, _ in rows], -1)
+    alpha = (1 + gain) * (torch.cat([scale.weight for _, scale, _ in rows]) * inverse)
+    biases = torch.cat([norm.entries["_parameters"]["bias"] for norm, _, _ in rows])
+    shift = biases + torch.cat([add.delta for _, _, add in rows], -1) - torch.cat(means) * alpha
+    if index is not None:
+        alpha, shift = alpha.index_select(0, index), shift.index_select(0, index)
+    sizes = [mean.shape[0] for mean in means]
+    pieces = zip(rows, means, alpha.split(sizes, -1), shift.split(sizes, -1), strict=True)
+    return {norm.layer: (mean, a, b) for (norm, _, _), mean, a, b in pieces}
+
+
 def batch_norm(
     batch: Batch,
     where: str,
@@ -65,6 +126,9 @@ def batch_norm(
     if running_var is None or not _per_sample(batch, weight, bias):
         y = F.batch_norm(input, running_mean, running_var, None, None, False, momentum, eps)
         return channels(batch, y, weight, bias)
+    ready = batch.norms.get(weight.slot.layer) if isinstance(weight, WeightExpression) else None
+    if ready is not None and ready[0] is running_mean:
+        return affine(input, ready[1], ready[2])
     # Statistics, scale and shift are one multiply and one add per channel, as in torch's own kernel.
     alpha = (running_var + eps).rsqrt()
     alpha = alpha if weight is None else values(batch, weight) * alpha

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from ..errors import MemoryLimitError
 from ..weights import Dense, WeightExpression, Whole
 from . import rule
 from .batch import Batch
+from .desk import Run
 from .rule import Layer, Plan
 
 __all__ = ["choose", "within_memory"]
 
-def choose(
-    batch: Batch, where: str, expression: WeightExpression, layer: Layer, run: Callable[[Plan], Tensor]
-) -> Tensor:
+def choose(batch: Batch, where: str, x: Tensor, expression: WeightExpression, layer: Layer, run: Run) -> Tensor:
     """Decide on a route and take it.
 
     Raises:
@@ -24,11 +21,11 @@ def choose(
     """
     terms = rule.kinds(expression)
     if layer.tracing:
-        return run(within_memory(batch, where, expression, rule.plan(terms, layer), layer))
-    desk, name = batch.desk, expression.slot.name
-    chosen = (desk.measured(name, expression, layer) if desk.entries else None) or rule.remembered(terms, layer)
-    chosen = within_memory(batch, where, expression, chosen, layer)
-    return run(chosen) if desk.watch is None else desk.watch(name, expression, layer, chosen, run)
+        return run(x, expression, within_memory(batch, where, expression, rule.plan(terms, layer), layer))
+    desk = batch.desk
+    chosen = desk.measured(expression, layer) if desk.entries else None
+    chosen = within_memory(batch, where, expression, chosen or rule.remembered(terms, layer), layer)
+    return run(x, expression, chosen) if desk.watch is None else desk.watch(x, expression, layer, chosen, run)
 
 
 def within_memory(batch: Batch, where: str, expression: WeightExpression, chosen: Plan, layer: Layer) -> Plan:

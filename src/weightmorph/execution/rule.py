@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 from ..slots import Slot
 from ..weights import BasisMix, LowRankUpdate, RowScale, TapMix, Term, WeightExpression, Whole
 
-__all__ = ["COSTS", "Costs", "Kind", "Layer", "Plan", "Route", "candidates", "kinds", "plan", "remembered"]
+__all__ = ["COSTS", "Costs", "Kind", "Layer", "Plan", "Route", "candidates", "kinds", "plan", "remembered", "spreads"]
 
 Route = Literal["factored", "grouped", "product"]
 Side = Literal["activations", "weights"]
@@ -49,6 +49,7 @@ class Costs:
     basis_weight: float = 0.06  # of a weight, per weight set mixed
     reorder: float = 0.25  # of a weight that a convolution has to lay out anew
     narrow: int = 12  # rows by which a convolution to few channels costs more than they do
+    narrow_product: int = 6  # the same of a product, where a kernel has one tap
     launch: float = 7_000.0  # one operation's overhead
 
 
@@ -207,7 +208,7 @@ def _narrow(bill: _Bill, rank: int) -> None:
     """A convolution to `rank` channels a group, and the product that takes them to the outputs."""
     layer, g = bill.layer, bill.layer.groups
     work = layer.positions * g * layer.inputs * layer.taps * rank
-    lanes = work / rank * (rank + bill.costs.narrow)
+    lanes = work / rank * (rank + (bill.costs.narrow if layer.taps > 1 else bill.costs.narrow_product))
     bill.add(lanes * bill.costs.multiply_add, work=work, moved=layer.positions * g * layer.inputs, back=2.0)
     bill.elements(layer.positions * g * layer.outputs, back=1.0)
     bill.work += layer.positions * g * layer.outputs * rank
@@ -241,6 +242,20 @@ def _factored(terms: Sequence[Kind], layer: Layer) -> _Bill:
 
 def _dense(terms: Sequence[Kind], layer: Layer, route: Route, low_rank: Side) -> _Bill:
     bill, c, n = _Bill(layer), COSTS, layer.numbers
+    _make(bill, terms, low_rank)
+    if route == "grouped":
+        bill.convolution(layer.work, weights=n, back=2.0)
+        bill.add(c.reorder * n, moved=n, launches=2)
+    else:
+        if layer.kind != "linear" and layer.grown > 1:
+            bill.patches()
+        bill.convolution(layer.work, weights=n, back=2.0)
+    return bill
+
+
+def _make(bill: _Bill, terms: Sequence[Kind], low_rank: Side) -> None:
+    """Making one dense weight."""
+    layer, c, n = bill.layer, bill.costs, bill.layer.numbers
     made = 1.0
     for term in terms:
         if term.name == "taps":
@@ -255,14 +270,17 @@ def _dense(terms: Sequence[Kind], layer: Layer, route: Route, low_rank: Side) ->
         else:
             bill.add(c.copy * n, work=n, moved=2 * n)
         made = 2.0
-    if route == "grouped":
-        bill.convolution(layer.work, weights=n, back=2.0)
-        bill.add(c.reorder * n, moved=n, launches=2)
-    else:
-        if layer.kind != "linear" and layer.grown > 1:
-            bill.patches()
-        bill.convolution(layer.work, weights=n, back=2.0)
-    return bill
+
+
+@lru_cache(maxsize=4096)
+def spreads(terms: tuple[Kind, ...], layer: Layer) -> bool:
+    """Is making W(θ) for a shared θ dearer than leaving it unmade, for a whole batch of this size?"""
+    if not layer.batch or not all(structured(t, layer) for t in terms):
+        return False
+    making = _Bill(replace(layer, batch=None))
+    _make(making, terms, "weights")
+    whole = layer.batch * frozen(layer) + making.time + making.launches * COSTS.launch
+    return layer.batch * _factored(terms, layer).total() < 0.9 * whole
 
 
 def candidates(terms: Sequence[Kind], layer: Layer) -> list[Plan]:

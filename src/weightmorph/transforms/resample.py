@@ -35,7 +35,9 @@ def covariance(distance2: Tensor, length: float) -> Tensor:
 
 
 def _squared_distance(a: Tensor, b: Tensor) -> Tensor:
-    return (a.unsqueeze(-2) - b.unsqueeze(-3)).square().sum(-1)
+    """Written out as |a|² + |b|² - 2ab: one product in place of a difference for every pair and axis."""
+    lengths = a.square().sum(-1, keepdim=True) + b.square().sum(-1).unsqueeze(-2)
+    return lengths - 2 * (a @ b.transpose(-1, -2))
 
 
 @dataclass(frozen=True)

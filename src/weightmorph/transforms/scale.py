@@ -21,7 +21,9 @@ class Scale(Carried):
 
     $$W_o(c) = W_o\,(1 + a_o \cdot (c - c_0)), \qquad b_o(c) = b_o + a_o \cdot (c - c_0)$$
 
-    The first for weights and for the scales of norm layers, the second for every bias. $a$ starts at zero.
+    The first for weights and for the scales of norm layers, the second for every bias. $a$ starts at zero. A convolution
+    whose output goes to a conditioned norm layer and nowhere else (`condition`'s example shows it) is left to that norm,
+    which scales the same channels: one multiply does the work of two. Asked for by name, it is scaled all the same.
 
     Shapes:
         weight `(*S)`, code `(*B, K)` -> `(*B, *S)`.
@@ -35,7 +37,7 @@ class Scale(Carried):
     family = "scale"
 
     def wants(self, slot: Slot, space: ParameterSpace) -> bool:
-        return True
+        return slot.explicit or not slot.normed
 
     def setup(self, slot: Slot, code_dim: int) -> None:
         self.slope = nn.Parameter(torch.zeros(code_dim, slot.outputs))

@@ -105,6 +105,7 @@ class Warp(Carried):
         learned = self.learn and slot.n_taps <= self.max_learned
         shape = slot.n_taps, math.prod(slot.grown(self.more))
         self.taps = nn.Parameter(torch.zeros(code_dim, *shape)) if learned else None
+        self.geometry = self._shape()
 
     def _resampler(self, slot: Slot) -> Resampler | None:
         if self.space is None or not self._has_prior(slot, self.space):
@@ -132,8 +133,7 @@ class Warp(Carried):
     def term(self, weight: Tensor, carrier: Tensor) -> TapMix:
         return TapMix(self.slot, weight, carrier, self.more)
 
-    @property
-    def _geometry(self) -> Hashable:
+    def _shape(self) -> Hashable:
         """What R and the size of L depend on."""
         r = self.resampler
         places = (r.length, r.nugget, r.shift, self.slot.taps) if r is not None else None
@@ -141,21 +141,28 @@ class Warp(Carried):
 
     @classmethod
     def carriers(cls, members: Sequence[Warp], code: Tensor) -> list[Tensor]:  # type: ignore[override]
-        home = members[0].home(code)
+        first = members[0]
+        home = first.home(code)
+        plane = None
+        if first.space is not None and any(m.resampler is not None for m in members):
+            plane = first.space.plane(torch.cat((code.reshape(-1, code.shape[-1]), home.unsqueeze(0))))
         made: dict[int, Tensor] = {}
-        for numbers in grouped(members, lambda m: m._geometry):
+        for numbers in grouped(members, lambda m: m.geometry):
             alike = [members[n] for n in numbers]
-            mixes = alike[0]._mixes(alike, code, home)
+            mixes = alike[0]._mixes(alike, code, home, plane)
             made |= zip(numbers, anchored(mixes, code, home, lead=1).unbind(), strict=True)
         return [made[number] for number in range(len(members))]
 
-    def _mixes(self, alike: Sequence[Warp], code: Tensor, home: Tensor) -> Tensor:
-        """M(θ) - 1 of slots whose taps lie alike, R being made once: `(S, *B, T, T')`."""
+    def _mixes(self, alike: Sequence[Warp], code: Tensor, home: Tensor, plane: Tensor | None) -> Tensor:
+        """M(θ) - 1 of slots whose taps lie alike, R being made once: `(S, *B, T, T')`.
+
+        `plane` holds the maps of the batch, and last that of the anchor.
+        """
         batch = code.shape[:-1]
         mix = code.new_zeros(len(alike), *(1,) * len(batch), self.slot.n_taps, math.prod(self.slot.grown(self.more)))
-        if self.resampler is not None:
+        if self.resampler is not None and plane is not None:
             trust = torch.stack([m.get_buffer("trust") for m in alike]).to(code.dtype)
-            both = self.resampled(torch.cat((code.reshape(-1, code.shape[-1]), home.unsqueeze(0))))
+            both = self.resampler(plane)
             moved = (both[:-1] - both[-1]).reshape(*batch, *both.shape[1:])
             mix = moved * trust.reshape(-1, *(1,) * moved.dim())
         if self.taps is not None:
