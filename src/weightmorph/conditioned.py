@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -26,12 +28,14 @@ from .errors import (
     near,
 )
 from .execution import DEFAULT_MEMORY_LIMIT, Batch, Desk, Scope, StandIn, make
+from .execution.desk import Watch
 from .execution.norm import Norm, prepared
 from .execution.rule import Layer, kinds, spreads
+from .execution.tuning import Recorder, Tuner
 from .parameters import Parameter, ParameterSpace, Theta, Value
 from .selection import Select, described, floating, read_as_maps, select_slots
 from .slots import Slot
-from .summary import table
+from .summary import plan_table, table
 from .trace import Trace, as_call, folded_layers, trace
 from .transforms import Custom, Families, WeightTransform
 from .transforms.registry import describe
@@ -429,18 +433,72 @@ class Conditioned(nn.Module):
             positions=self.seen.positions if self.seen else None,
             folded=None if self.folded is None else tuple(self.folded),
             metrics=dict(metrics or {}),
+            plan=self.plan,
         )
         storage.write(path, record, self.state_dict(keep_vars=True))
 
-    def summary(self, example: Any = None) -> str:
+    @property
+    def plan(self) -> dict[str, Any] | None:
+        """What `autotune` measured, as plain data; None if it never ran. It is saved with the transform.
+
+        Set it to use what was measured elsewhere: entries that fit no layer here are passed over.
+        """
+        return self.desk.data()
+
+    @plan.setter
+    def plan(self, data: Mapping[str, Any] | None) -> None:
+        self.desk = Desk.of(data)
+
+    def autotune(self, *args: Any, rounds: int = 5, **kwargs: Any) -> dict[str, dict[str, float]]:
+        """Measure every exact route of every layer on this input, and take the fastest from now on.
+
+        With gradients enabled a backward is measured as well, and the choice holds for training; under `no_grad` it
+        holds for inference. Eager only, and only for layers that run one θ per sample: a shared θ, or few distinct
+        ones, needs no choice. What was measured is in `plan`.
+
+        Args:
+            args: the base's positional inputs.
+            rounds: measurements per route, interleaved; their medians are compared.
+            kwargs: the base's keyword inputs, and θ, one value per sample.
+
+        Returns:
+            slot name to route to seconds.
+
+        Example:
+            >>> from weightmorph import Angle, LowRank, condition
+            >>> model = condition(nn.Conv2d(3, 8, 3), {"angle": Angle("deg")}, LowRank(2))
+            >>> x, angles = torch.zeros(4, 3, 9, 9), torch.tensor([0.0, 90.0, 180.0, 270.0])
+            >>> sorted(model.autotune(x, angle=angles, rounds=1)["weight"])
+            ['factored', 'grouped', 'product']
+        """
+        tuner = Tuner(rounds, self.memory_limit)
+        self._watched(tuner)(*args, **kwargs)
+        self.desk = self.desk.with_entries(tuner.entries)
+        return tuner.seconds
+
+    def _watched(self, watch: Watch) -> Conditioned:
+        """The same model under a watch, so that calls from other threads go unwatched."""
+        twin = copy.copy(self)
+        twin.desk = replace(self.desk, watch=watch)
+        return twin
+
+    def summary(self, *args: Any, **kwargs: Any) -> str:
         """A table of the conditioned tensors: families, trainable numbers, memory per sample, and the route.
 
         Args:
-            example: an input from which to read the layers' sizes, if `condition` was given none.
+            args: the base's inputs, from which the layers' sizes are read if `condition` was given no example.
+            kwargs: its keyword inputs. With θ as well the model is run once, without gradients, and the table tells
+                for every layer the route that was taken and why, and its multiply-adds and bytes against the frozen
+                layer's.
         """
+        if any(name in kwargs for name in self.space):
+            recorder = Recorder()
+            size = _size(self._prepare({n: v for n, v in kwargs.items() if n in self.space}))
+            with torch.no_grad():
+                self._watched(recorder)(*args, **kwargs)
+            return plan_table(self.slots, recorder.rows, size)
         seen = self.seen
-        if example is not None:
-            args, kwargs = as_call(example)
+        if args or kwargs:
             seen = trace(self.view.clone(), list(self.slots.values()), args, kwargs)
         return table(self.transform, self.slots, self.space, self.view.total, seen.positions if seen else {})
 

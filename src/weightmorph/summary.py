@@ -1,18 +1,19 @@
-"""The table that `Conditioned.summary` prints."""
+"""The tables that `Conditioned.summary` prints."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from .execution import Plan, plan
-from .execution.rule import Layer, kinds
+from .execution.rule import Layer, frozen, kinds
+from .execution.tuning import Row
 from .parameters import ParameterSpace
 from .slots import Slot
 from .transforms import Families
 
-__all__ = ["table"]
+__all__ = ["plan_table", "table"]
 
 
 def route(families: Families, slot: Slot, space: ParameterSpace, positions: int) -> Plan | None:
@@ -50,12 +51,51 @@ def table(
                 told,
             )
         )
-    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = _aligned(rows)
     trainable = sum(p.numel() for p in families.parameters())
-    lines.insert(1, "-" * max(map(len, lines)))
     lines.append(f"conditioned on {', '.join(space)}; {trainable:,} trainable numbers beside {total:,} frozen ones")
     return "\n".join(lines)
+
+
+def plan_table(slots: Mapping[str, Slot], taken: Sequence[Row], size: int | None) -> str:
+    """The routes that one call took, and what they cost against the frozen layers, as text."""
+    rows = [("tensor", "route", "multiply-adds", "bytes", "why")]
+    base_work = base_bytes = work = moved = 0.0
+    for row in taken:
+        own = frozen(row.layer)
+        base_work, base_bytes = base_work + own.work, base_bytes + own.moved
+        work, moved = work + row.plan.flops / 2, moved + row.plan.numbers
+        times = f"{row.plan.flops / 2 / own.work:.2f}x", f"{row.plan.numbers / own.moved:.2f}x"
+        rows.append((row.name, row.plan.name, *times, row.plan.reason))
+    named = {row.name for row in taken}
+    for name, slot in slots.items():
+        if name not in named:
+            rows.append((name, *_unplanned(slot, size)))
+    lines = _aligned(rows)
+    if taken:
+        lines.append(
+            f"{len(taken)} layers with one θ per sample, {size} samples: {work / base_work:.2f}x the frozen layers' "
+            f"multiply-adds ({base_work / 1e6:,.1f} million a sample), {moved / base_bytes:.2f}x their bytes"
+        )
+    elif size is None:
+        lines.append("one θ for the batch: every weight is made once, and the layers run as they are")
+    else:
+        lines.append(f"few distinct settings among {size} samples: setting by setting, with shared weights")
+    return "\n".join(lines)
+
+
+def _unplanned(slot: Slot, size: int | None) -> tuple[str, str, str, str]:
+    if slot.kind in ("norm", "bias") and size is not None:
+        return "per channel", "-", "-", "a multiply or an add of the output"
+    return "shared weight", "-", "-", "one weight for all samples that share a setting"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines in columns, the first underlined."""
+    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "-" * max(map(len, lines)))
+    return lines
 
 
 def _numel(slot: Slot) -> int:

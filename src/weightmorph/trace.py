@@ -59,7 +59,7 @@ class Trace:
             slot = slot.as_map(self.maps[name], pixel=self.pixels[name])
         if name in self.taps:
             slot = replace(slot, taps=self.taps[name])
-        normed = self.readers.get(name) == ["norm"]
+        normed = self.readers.get(slot.layer) == ["norm"]
         return replace(slot, growable=self.widenable.get(name, False), normed=normed)
 
 
@@ -98,7 +98,7 @@ class _Watch(TorchFunctionMode):
                 self.seen.batches.setdefault(slot.name, x.shape[0])
             if name in CONVOLUTIONS and slot.kind in ("conv", "conv_transpose"):
                 self._convolution(slot, x, first, args, kwargs)
-                self.outputs[id(first)] = first, slot.name
+                self.outputs[id(first)] = first, slot.layer
             elif name == "linear" and slot.kind == "linear":
                 self._linear(slot, x, first)
         self._follow(name, x, first, args, kwargs)
@@ -109,8 +109,8 @@ class _Watch(TorchFunctionMode):
         scaled = name in NORMS and any(slot.kind == "norm" for slot in consumed)
         for tensor in tensors:
             if id(tensor) in self.outputs:
-                slot = self.outputs[id(tensor)][1]
-                self.seen.readers.setdefault(slot, []).append("norm" if scaled else name)
+                layer = self.outputs[id(tensor)][1]
+                self.seen.readers.setdefault(layer, []).append("norm" if scaled else name)
 
     def _grid(self, x: Tensor) -> _Grid:
         if id(x) in self.grids:

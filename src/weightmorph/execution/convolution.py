@@ -79,6 +79,8 @@ def _run(
     else:
         layer = layer_of(call, x, weight)
         y = choose(batch, where, x, weight, layer, partial(run, call))
+    if isinstance(bias, Tensor):
+        return y.add_(per_channel(bias.unsqueeze(0), y))  # it is ours: no route keeps its output
     return channels(batch, y, None, bias)
 
 

@@ -2,13 +2,15 @@ r"""A convolution whose kernels are mixed per sample, as a product over patches:
 
 $$y_b = W\,(M_b X_b) + A_b\,(V X_b)$$
 
-$X_b$ `(T', C·P)` is what each tap sees of the input, $M_b$ `(T, T')` mixes taps, $W$ `(O, T·C)` is shared by all
+$X_b$ `(T', P, C)` is what each tap sees of the input, $M_b$ `(T, T')` mixes taps, $W$ `(O, T·C)` is shared by all
 samples, and $A_b V$ is a low-rank update. Patches hold T' times the input, so they are made for a few samples at a time,
-small enough to stay in a cache, and made again in the backward rather than kept.
+small enough to stay in a cache, and made again in the backward rather than kept. Channels come last in them: what a tap
+sees of a row of pixels is then one stretch of memory, however small the map.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,11 +24,8 @@ from .calls import Convolution
 
 __all__ = ["Geometry", "columns", "mixed_convolution", "sliced", "slices"]
 
-CACHE = 4 * 2**20
+CACHE = 2 * 2**20
 """Bytes of a working set that stays in a cache; larger ones are also returned to the system after every use."""
-
-FEW_POSITIONS = 48
-"""With fewer output positions a product per sample is too narrow, and samples share one."""
 
 
 def slices(size: int, bytes_each: int, device: torch.device) -> Iterator[slice]:
@@ -69,30 +68,31 @@ class Geometry:
 
 
 def columns(x: Tensor, g: Geometry) -> Tensor:
-    """What each tap sees: x `(b, C, …)` -> `(b, T', C, P)`, in one copy."""
-    x = F.pad(x, g.flat_pads) if any(map(any, g.pads)) else x
+    """What each tap sees: x `(b, C, …)` -> `(b, T', P, C)`."""
     n = len(g.kernel)
-    batch, channel, *steps = x.stride()
-    shape = (x.shape[0], *g.kernel, x.shape[1], *g.extents)
+    padded = F.pad(x, g.flat_pads) if any(map(any, g.pads)) else x
+    last = padded.permute(0, *range(2, n + 2), 1).contiguous()
+    batch, *steps, channel = last.stride()
     taps = [d * s for d, s in zip(g.dilation, steps, strict=True)]
     moves = [k * s for k, s in zip(g.stride, steps, strict=True)]
-    view = x.as_strided(shape, (batch, *taps, channel, *moves))
-    return view.reshape(x.shape[0], math.prod(g.kernel), x.shape[1], math.prod(shape[2 + n :]))
+    view = last.as_strided((x.shape[0], *g.kernel, *g.extents, x.shape[1]), (batch, *taps, *moves, channel))
+    return view.reshape(x.shape[0], math.prod(g.kernel), g.positions, x.shape[1])
 
 
 def folded(grad: Tensor, g: Geometry, size: Sequence[int]) -> Tensor:
-    """The transpose of `columns`: `(b, T', C, P)` -> `(b, C, …)`, each pixel collecting what was read from it."""
-    b, _, c, _ = grad.shape
-    wide = [n + sum(pad) for n, pad in zip(size, g.pads, strict=True)]
-    total = grad.new_zeros(b, c, *wide)
-    rows = grad.reshape(b, *g.kernel, c, *g.extents)
-    for tap in torch.cartesian_prod(*[torch.arange(k) for k in g.kernel]).reshape(-1, len(g.kernel)).tolist():
+    """The transpose of `columns`: `(b, T', P, C)` -> `(b, C, …)`, each pixel collecting what was read from it."""
+    b, _, _, c = grad.shape
+    n = len(g.kernel)
+    total = grad.new_zeros(b, *(m + sum(pad) for m, pad in zip(size, g.pads, strict=True)), c)
+    rows = grad.reshape(b, *g.kernel, *g.extents, c)
+    for tap in itertools.product(*map(range, g.kernel)):
         where = [
             slice(j * d, j * d + (m - 1) * s + 1, s)
             for j, d, m, s in zip(tap, g.dilation, g.extents, g.stride, strict=True)
         ]
-        total[(slice(None), slice(None), *where)] += rows[(slice(None), *tap)]
-    return total[(slice(None), slice(None), *(slice(p, p + n) for (p, _), n in zip(g.pads, size, strict=True)))]
+        total[(slice(None), *where)] += rows[(slice(None), *tap)]
+    inner = total[(slice(None), *(slice(p, p + m) for (p, _), m in zip(g.pads, size, strict=True)))]
+    return inner.permute(0, n + 1, *range(1, n + 1))
 
 
 def sliced(x: Tensor, g: Geometry) -> Tensor:
@@ -118,38 +118,40 @@ def mixed_convolution(x: Tensor, weight: Tensor, mix: Tensor, update: Update | N
         y: Tensor = _Mixed.apply(x, mix, left, right, weight, g)  # type: ignore[no-untyped-call]
     else:
         y = _forward(x, mix, left, right, weight, g)
-    return y
+    return y.reshape(x.shape[0], -1, *g.extents)
 
 
 def _forward(
     x: Tensor, mix: Tensor, left: Tensor | None, right: Tensor | None, weight: Tensor, g: Geometry
 ) -> Tensor:
-    size, c, p = x.shape[0], x.shape[1], g.positions
-    taps = math.prod(g.kernel)
+    size, c, p, taps = x.shape[0], x.shape[1], g.positions, math.prod(g.kernel)
     y = x.new_empty(size, weight.shape[0], p)
     for part in slices(size, taps * c * p * x.element_size(), x.device):
         seen = columns(x[part], g)
-        rows = torch.bmm(mix[part], seen.reshape(-1, taps, c * p)).reshape(-1, weight.shape[1], p)
-        torch.bmm(weight.expand(rows.shape[0], *weight.shape), rows, out=y[part]) if p >= FEW_POSITIONS else y[
-            part
-        ].copy_(_shared_product(weight, rows))
+        rows = torch.bmm(mix[part], seen.flatten(2)).unflatten(-1, (p, c))
+        y[part] = (_by_pixel(rows) @ weight.t()).unflatten(0, (-1, p)).transpose(1, 2)
         if left is not None and right is not None:
-            flat = seen.reshape(-1, taps * c, p)
-            y[part].baddbmm_(left[part], _shared_product(right, flat))
-    return y.reshape(size, -1, *g.extents)
+            y[part].baddbmm_(left[part], _narrow(_by_pixel(seen), right, p))
+    return y
 
 
-def _shared_product(weight: Tensor, rows: Tensor) -> Tensor:
-    """`weight (O, N)` times each of `rows (b, N, P)`: `(b, O, P)`."""
-    b, n, p = rows.shape
-    if p >= FEW_POSITIONS or b == 1:
-        return torch.bmm(weight.expand(b, *weight.shape), rows)
-    wide = weight @ rows.transpose(0, 1).reshape(n, b * p)
-    return wide.reshape(-1, b, p).transpose(0, 1)
+def _by_pixel(rows: Tensor) -> Tensor:
+    """`(b, T, P, C)` -> `(b·P, T·C)`."""
+    return rows.transpose(1, 2).reshape(rows.shape[0] * rows.shape[2], -1)
+
+
+def _by_tap(rows: Tensor, p: int, taps: int) -> Tensor:
+    """`(b·P, T·C)` -> `(b, T, P, C)`."""
+    return rows.unflatten(1, (taps, -1)).unflatten(0, (-1, p)).transpose(1, 2).contiguous()
+
+
+def _narrow(pixels: Tensor, right: Tensor, p: int) -> Tensor:
+    """$V X$: patches `(b·P, T'·C)`, `(r, T'·C)` -> `(b, r, P)`."""
+    return (right @ pixels.t()).unflatten(1, (-1, p)).transpose(0, 1)
 
 
 class _Mixed(torch.autograd.Function):
-    """The formula with a backward that makes the patches again."""
+    """The formula, its output as `(B, O, P)`, with a backward that makes the patches again."""
 
     @staticmethod
     def forward(
@@ -177,47 +179,42 @@ def _again(saved: tuple[Any, ...], needs: Sequence[bool], g: Geometry, grad: Ten
     x, mix, left, right, weight = saved
     with torch.enable_grad():
         seen = columns(x, g)
-        flat = seen.reshape(x.shape[0], -1, g.positions)
-        rows = torch.bmm(mix, seen.flatten(2)).reshape(x.shape[0], -1, g.positions)
-        y = weight @ rows
+        rows = torch.bmm(mix, seen.flatten(2)).unflatten(-1, seen.shape[2:])
+        y = (_by_pixel(rows) @ weight.t()).unflatten(0, (-1, g.positions)).transpose(1, 2)
         if left is not None:
-            y = y + left @ (right @ flat)
+            y = y + left @ _narrow(_by_pixel(seen), right, g.positions)
         wanted = [t for t, need in zip(saved, needs, strict=False) if need]
-        found = iter(torch.autograd.grad(y.reshape(grad.shape), wanted, grad, create_graph=True))
+        found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
     return [next(found) if need else None for need in needs[:4]]
 
 
 def _backward(saved: tuple[Any, ...], needs: Sequence[bool], g: Geometry, grad: Tensor) -> list[Tensor | None]:
     x, mix, left, right, weight = saved
-    size, c, p = x.shape[0], x.shape[1], g.positions
-    taps = math.prod(g.kernel)
-    grad = grad.reshape(size, -1, p)
-    needs_x, needs_mix, needs_left, needs_right = needs[:4]
-    g_x = torch.empty_like(x, memory_format=torch.contiguous_format) if needs_x else None
-    g_mix = torch.empty_like(mix, memory_format=torch.contiguous_format) if needs_mix else None
-    g_left = torch.empty_like(left, memory_format=torch.contiguous_format) if needs_left else None
-    g_right = torch.zeros_like(right) if needs_right else None
-    back = weight.t().contiguous()
+    size, c, p, taps = x.shape[0], x.shape[1], g.positions, math.prod(g.kernel)
+    made: list[Tensor | None] = [
+        torch.zeros_like(t, memory_format=torch.contiguous_format) if need else None
+        for t, need in zip(saved, needs[:4], strict=False)
+    ]
+    g_x, g_mix, g_left, g_right = made
     for part in slices(size, taps * c * p * x.element_size(), x.device):
-        out = grad[part]
-        seen = columns(x[part], g).reshape(-1, taps, c * p) if needs_mix or needs_left or needs_right else None
-        rows = None
-        if needs_x or needs_mix:
-            rows = _shared_product(back, out).reshape(-1, mix.shape[1], c * p)
-        if g_mix is not None and rows is not None and seen is not None:
-            g_mix[part] = torch.bmm(rows, seen.transpose(1, 2))
-        moved = torch.bmm(mix[part].transpose(1, 2), rows) if needs_x and rows is not None else None
+        out = grad[part].transpose(1, 2)
+        seen = columns(x[part], g)
+        moved = None
+        if g_x is not None or g_mix is not None:
+            rows = _by_tap(out.reshape(-1, out.shape[2]) @ weight, p, mix.shape[1]).flatten(2)
+            if g_mix is not None:
+                g_mix[part] = torch.bmm(rows, seen.flatten(2).transpose(1, 2))
+            if g_x is not None:
+                moved = torch.bmm(mix[part].transpose(1, 2), rows).reshape(seen.shape)
         if left is not None:
-            narrow = torch.bmm(left[part].transpose(1, 2), out) if needs_x or needs_right else None
-            if g_left is not None and seen is not None:
-                inner = _shared_product(right, seen.reshape(-1, taps * c, p))
-                g_left[part] = torch.bmm(out, inner.transpose(1, 2))
-            if g_right is not None and seen is not None and narrow is not None:
-                flat = seen.reshape(-1, taps * c, p)
-                g_right += torch.bmm(narrow, flat.transpose(1, 2)).sum(0)
-            if moved is not None and narrow is not None:
-                moved = moved.reshape(-1, taps * c, p)
-                moved = moved.baddbmm_(right.t().expand(moved.shape[0], -1, -1), narrow)
+            pixels = _by_pixel(seen)
+            narrow = torch.bmm(out, left[part]).flatten(0, 1)
+            if g_left is not None:
+                g_left[part] = torch.bmm(grad[part], _narrow(pixels, right, p).transpose(1, 2))
+            if g_right is not None:
+                g_right += narrow.t() @ pixels
+            if moved is not None:
+                moved += _by_tap(narrow @ right, p, taps)
         if g_x is not None and moved is not None:
-            g_x[part] = folded(moved.reshape(-1, taps, c, p), g, x.shape[2:])
-    return [g_x, g_mix, g_left, g_right]
+            g_x[part] = folded(moved, g, x.shape[2:])
+    return made

@@ -50,6 +50,7 @@ class Costs:
     reorder: float = 0.25  # of a weight that a convolution has to lay out anew
     narrow: int = 12  # rows by which a convolution to few channels costs more than they do
     narrow_product: int = 6  # the same of a product, where a kernel has one tap
+    lone: float = 2.5  # a grouped convolution with one input channel, against more
     launch: float = 7_000.0  # one operation's overhead
 
 
@@ -68,7 +69,7 @@ class Plan:
     cost: float
     reason: str
     flops: float = 0.0
-    """Multiply-adds per sample, times two."""
+    """Floating-point operations per sample: two a multiply-add."""
     numbers: float = 0.0
     """Numbers read and written per sample."""
 
@@ -196,12 +197,12 @@ class _Bill:
         return self.time + (self.launches * self.costs.launch / batch if batch else 0.0)
 
 
-def frozen(layer: Layer) -> float:
-    """The frozen layer's own time: nanoseconds per sample."""
+def frozen(layer: Layer) -> _Bill:
+    """The frozen layer itself."""
     bill = _Bill(layer)
     work = layer.work / layer.grown * layer.taps
     bill.convolution(work, weights=layer.numbers / max(1, layer.batch or 1), back=1.0)
-    return bill.total()
+    return bill
 
 
 def _narrow(bill: _Bill, rank: int) -> None:
@@ -244,7 +245,8 @@ def _dense(terms: Sequence[Kind], layer: Layer, route: Route, low_rank: Side) ->
     bill, c, n = _Bill(layer), COSTS, layer.numbers
     _make(bill, terms, low_rank)
     if route == "grouped":
-        bill.convolution(layer.work, weights=n, back=2.0)
+        lone = layer.inputs == 1 and not layer.depthwise
+        bill.convolution(layer.work * (COSTS.lone if lone else 1.0), weights=n, back=2.0)
         bill.add(c.reorder * n, moved=n, launches=2)
     else:
         if layer.kind != "linear" and layer.grown > 1:
@@ -279,13 +281,13 @@ def spreads(terms: tuple[Kind, ...], layer: Layer) -> bool:
         return False
     making = _Bill(replace(layer, batch=None))
     _make(making, terms, "weights")
-    whole = layer.batch * frozen(layer) + making.time + making.launches * COSTS.launch
+    whole = layer.batch * frozen(layer).total() + making.time + making.launches * COSTS.launch
     return layer.batch * _factored(terms, layer).total() < 0.9 * whole
 
 
 def candidates(terms: Sequence[Kind], layer: Layer) -> list[Plan]:
     """Every exact route of a layer with its cost, the cheapest first."""
-    own = frozen(layer)
+    own = frozen(layer).total()
 
     def priced(route: Route, side: Side, bill: _Bill) -> Plan:
         return Plan(route, side, bill.total() / own, "", 2 * bill.work, bill.moved)

@@ -30,8 +30,13 @@ __all__ = ["Resampler", "solve"]
 
 def covariance(distance2: Tensor, length: float) -> Tensor:
     """How alike two pixels are whose squared distance is `distance2`: Matérn with smoothness 3/2."""
-    scaled = (distance2.clamp_min(1e-12) * (3.0 / length**2)).sqrt()
-    return (1 + scaled) * torch.exp(-scaled)
+    if distance2.requires_grad:
+        scaled = (distance2.clamp_min(1e-12) * (3.0 / length**2)).sqrt()
+        return (1 + scaled) * torch.exp(-scaled)
+    # The same in place: for the taps of a flattened map this is the dearest step of the whole code side.
+    scaled = distance2.clamp_min(1e-12).mul_(3.0 / length**2).sqrt_()
+    fall = scaled.neg().exp_()
+    return scaled.add_(1).mul_(fall)
 
 
 def _squared_distance(a: Tensor, b: Tensor) -> Tensor:

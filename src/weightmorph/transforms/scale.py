@@ -23,7 +23,7 @@ class Scale(Carried):
 
     The first for weights and for the scales of norm layers, the second for every bias. $a$ starts at zero. A convolution
     whose output goes to a conditioned norm layer and nowhere else (`condition`'s example shows it) is left to that norm,
-    which scales the same channels: one multiply does the work of two. Asked for by name, it is scaled all the same.
+    which scales and shifts the same channels: one multiply does the work of two. Asked for by name, it is scaled all the same.
 
     Shapes:
         weight `(*S)`, code `(*B, K)` -> `(*B, *S)`.
@@ -47,8 +47,7 @@ class Scale(Carried):
 
     def term(self, weight: Tensor, carrier: Tensor) -> Term:
         if self.slot.kind == "bias":
-            rows = self.slot.rows(carrier)
-            return Dense(self.slot, self.slot.restore(rows.expand(*carrier.shape[:-1], *self.slot.canonical_shape)))
+            return Dense(self.slot, carrier.reshape(*carrier.shape[:-1], *self.slot.shape))
         return RowScale(self.slot, weight, carrier)
 
     @classmethod
