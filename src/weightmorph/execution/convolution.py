@@ -15,7 +15,7 @@ from .batch import Batch, per_channel
 from .calls import PLAIN, TRANSPOSED, Convolution, Size, each
 from .making import embedding, make
 from .norm import Operand, channels
-from .patches import Geometry, columns, mixed_convolution, sliced, slices
+from .patches import Geometry, mixed_convolution, planes, sliced, slices
 from .planner import choose
 from .rule import Layer, Plan
 
@@ -151,7 +151,7 @@ def _product(call: Convolution, x: Tensor, dense: Tensor, grow: Sequence[int]) -
     if math.prod(geometry.kernel) == 1 and not any(map(any, geometry.pads)) and set(geometry.stride) == {1}:
         seen = x.reshape(size * g, x.shape[1] // g, -1)
     else:
-        seen = columns(x, geometry).transpose(1, 2).reshape(size * g, rows.shape[2], -1)
+        seen = planes(x, geometry).reshape(size * g, rows.shape[2], -1)
     return torch.bmm(rows, seen).reshape(size, dense.shape[1], *geometry.extents)
 
 

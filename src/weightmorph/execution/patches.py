@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .calls import Convolution
 
-__all__ = ["Geometry", "columns", "mixed_convolution", "sliced", "slices"]
+__all__ = ["Geometry", "columns", "mixed_convolution", "planes", "sliced", "slices"]
 
 CACHE = 2 * 2**20
 """Bytes of a working set that stays in a cache; larger ones are also returned to the system after every use."""
@@ -77,6 +77,16 @@ def columns(x: Tensor, g: Geometry) -> Tensor:
     moves = [k * s for k, s in zip(g.stride, steps, strict=True)]
     view = last.as_strided((x.shape[0], *g.kernel, *g.extents, x.shape[1]), (batch, *taps, *moves, channel))
     return view.reshape(x.shape[0], math.prod(g.kernel), g.positions, x.shape[1])
+
+
+def planes(x: Tensor, g: Geometry) -> Tensor:
+    """What each tap sees, channels first, as a dense weight reads it: x `(b, C, …)` -> `(b, C, T', P)`."""
+    x = F.pad(x, g.flat_pads) if any(map(any, g.pads)) else x
+    batch, channel, *steps = x.stride()
+    taps = [d * s for d, s in zip(g.dilation, steps, strict=True)]
+    moves = [k * s for k, s in zip(g.stride, steps, strict=True)]
+    view = x.as_strided((x.shape[0], x.shape[1], *g.kernel, *g.extents), (batch, channel, *taps, *moves))
+    return view.reshape(x.shape[0], x.shape[1], math.prod(g.kernel), g.positions)
 
 
 def folded(grad: Tensor, g: Geometry, size: Sequence[int]) -> Tensor:

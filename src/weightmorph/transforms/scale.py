@@ -47,7 +47,9 @@ class Scale(Carried):
 
     def term(self, weight: Tensor, carrier: Tensor) -> Term:
         if self.slot.kind == "bias":
-            return Dense(self.slot, carrier.reshape(*carrier.shape[:-1], *self.slot.shape))
+            shape = self.slot.shape  # one number per row, whatever a row is
+            rows = carrier.reshape(*carrier.shape, *(1,) * (len(shape) - 1))
+            return Dense(self.slot, rows.expand(*carrier.shape[:-1], *shape) if shape else rows.squeeze(-1))
         return RowScale(self.slot, weight, carrier)
 
     @classmethod
