@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -82,18 +81,18 @@ class Slot:
         """Number of spatial axes."""
         return len(self.kernel)
 
-    @cached_property
+    @property
     def n_taps(self) -> int:
         """T."""
         return math.prod(self.kernel)
 
-    @cached_property
+    @property
     def outputs(self) -> int:
         """G·O: output channels, features, or the length of a vector."""
         g, o, _, _ = self.canonical_shape
         return g * o
 
-    @cached_property
+    @property
     def canonical_shape(self) -> tuple[int, int, int, int]:
         """`(G, O, I, T)`."""
         if self.kind == "conv":
@@ -105,7 +104,7 @@ class Slot:
         rows = self.shape[0] if self.shape else 1
         return 1, rows, math.prod(self.shape[1:]), 1
 
-    @cached_property
+    @property
     def depthwise(self) -> bool:
         """Each output reads one input channel."""
         return self.kind in ("conv", "conv_transpose") and self.groups > 1 and self.canonical_shape[2] == 1

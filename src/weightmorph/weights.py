@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from typing import Any
 
 import torch.nn.functional as F
@@ -31,7 +30,7 @@ class Term(ABC):
     def carrier(self) -> tuple[Tensor, int]:
         """The tensor that depends on θ, and how many axes it has when θ is shared."""
 
-    @cached_property
+    @property
     def batch(self) -> tuple[int, ...]:
         """`*B`: empty, or `(B,)`."""
         tensor, dims = self.carrier
@@ -184,18 +183,18 @@ class WeightExpression:
     base: Tensor
     terms: tuple[Term, ...]
 
-    @cached_property
+    @property
     def batch(self) -> tuple[int, ...]:
         """`*B`: empty if θ is shared, `(B,)` if there is one per sample."""
         return next((t.batch for t in self.terms if t.batch), ())
 
-    @cached_property
+    @property
     def grow(self) -> tuple[int, ...]:
         """Taps by which W(θ) is wider than W on both sides of each spatial axis."""
         rows = [t.grow for t in self.terms]
         return tuple(max(column) for column in zip(*rows, strict=True)) if rows else (0,) * self.slot.spatial
 
-    @cached_property
+    @property
     def requires_grad(self) -> bool:
         """Does anything in it carry a gradient?"""
         return any(v.requires_grad for t in self.terms for v in t.tensors)

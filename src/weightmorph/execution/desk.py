@@ -72,7 +72,7 @@ class Desk:
         batch = layer.batch or 1
         entry = min(rows, key=lambda e: abs(e["batch"] - batch))
         for known in rule.candidates(rule.kinds(expression), layer):
-            if (known.route, known.low_rank) == (entry["route"], entry["low_rank"]):
+            if (known.route, known.low_rank) == (entry.get("route"), entry.get("low_rank")):
                 return Plan(known.route, known.low_rank, known.cost, "measured", known.flops, known.numbers)
         return None  # made for other families or another torch: the rule decides
 
