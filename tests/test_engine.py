@@ -102,8 +102,8 @@ def test_the_code_side_does_not_grow_with_depth() -> None:
         model = wm.condition(net, {"angle": wm.Angle("deg")}, wm.Warp() + wm.LowRank(2))
         code = model._encode(model._prepare({"angle": ANGLES}))
         with torch.no_grad(), torch.profiler.profile() as seen:
-            for kind, places in model.transform.together:
-                kind.carriers([model.transform.built[name][n] for name, n in places], code)
+            for kind, _, members in model.transform.together:
+                kind.carriers(members, code)
         views = "unbind select slice as_strided view reshape expand unsqueeze transpose split narrow permute t".split()
         return sum(e.count for e in seen.key_averages() if e.key.removeprefix("aten::") not in views)
 

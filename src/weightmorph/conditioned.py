@@ -509,7 +509,7 @@ class Conditioned(nn.Module):
 def _full_precision(device: torch.device) -> AbstractContextManager[None]:
     """The code side is small, and an angle in half precision is a coarse one: autocast is for the base's layers."""
     enabled = torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()  # type: ignore[return-value]
+    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
 
 
 def _size(theta: Theta) -> int | None:

@@ -59,7 +59,7 @@ class Term(ABC):
         return self._carrying(tensor.expand(size, *tensor.shape))
 
     def _carrying(self, tensor: Tensor) -> Term:
-        name = next(f.name for f in fields(self) if getattr(self, f.name) is self.carrier[0])
+        name = next(key for key, value in vars(self).items() if value is self.carrier[0])
         changed: dict[str, Any] = {name: tensor}
         return replace(self, **changed)
 

@@ -63,9 +63,9 @@ class Convolution:
                 found.append((self.padding[a] + n * d,) * 2)
         return found
 
-    def extents(self, x: Tensor, kernel: Sequence[int]) -> list[int]:
-        """Size of the output along each axis, of a plain convolution."""
-        sizes = zip(x.shape[2:], kernel, self.pads(kernel), self.dilation, self.stride, strict=True)
+    def extents(self, size: Sequence[int], kernel: Sequence[int]) -> list[int]:
+        """Size of the output along each axis, of a plain convolution, from that of the input."""
+        sizes = zip(size, kernel, self.pads(kernel), self.dilation, self.stride, strict=True)
         return [(n + sum(pad) - d * (k - 1) - 1) // s + 1 for n, k, pad, d, s in sizes]
 
     def spread(self, x: Tensor, dense: Tensor) -> tuple[Convolution, Tensor, Tensor]:

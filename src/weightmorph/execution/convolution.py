@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -39,8 +39,12 @@ def convolution(
 ) -> Tensor:
     """`F.conv{1,2,3}d` with one weight per sample: x `(B, C, …)` -> `(B, O, …)`."""
     pads = padding if isinstance(padding, str) else each(padding, dims)
-    call = Convolution(PLAIN[dims], dims, each(stride, dims), pads, each(dilation, dims), groups)
+    make = Convolution if torch.compiler.is_compiling() else _remembered_call
+    call = make(PLAIN[dims], dims, each(stride, dims), pads, each(dilation, dims), groups)
     return _run(call, batch, where, input, weight, bias)
+
+
+_remembered_call = lru_cache(maxsize=4096)(Convolution)
 
 
 def transposed(
@@ -86,19 +90,28 @@ def _run(
 
 def layer_of(call: Convolution, x: Tensor, weight: WeightExpression) -> Layer:
     """What the rule looks at."""
-    first, second = weight.base.shape[:2]
+    training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    make = _layer if torch.compiler.is_compiling() else _remembered_layer
+    return make(call, tuple(x.shape), tuple(weight.base.shape), weight.grow, training)
+
+
+def _layer(
+    call: Convolution, shape: Sequence[int], weight: Sequence[int], grow: Sequence[int], training: bool
+) -> Layer:
+    first, second, *kernel = weight
     g = call.groups
     outputs, inputs = (second, first // g) if call.transposed else (first // g, second)
-    kernel = weight.base.shape[2:]
-    wide = [k + 2 * n for k, n in zip(kernel, weight.grow, strict=True)] if any(weight.grow) else kernel
+    wide = [k + 2 * n for k, n in zip(kernel, grow, strict=True)] if any(grow) else kernel
     tracing = torch.compiler.is_compiling()
     # The work of a transposed convolution is at its input's positions.
-    extents = x.shape[2:] if call.transposed else call.extents(x, kernel)
+    extents = shape[2:] if call.transposed else call.extents(shape[2:], kernel)
     return Layer(
         math.prod(extents), g, outputs, inputs, math.prod(kernel), math.prod(wide),
-        "conv_transpose" if call.transposed else "conv", extents[-1], None if tracing else x.shape[0],
-        torch.is_grad_enabled() and (weight.requires_grad or x.requires_grad), tracing,
+        "conv_transpose" if call.transposed else "conv", extents[-1], None if tracing else shape[0], training, tracing,
     )  # fmt: skip
+
+
+_remembered_layer = lru_cache(maxsize=4096)(_layer)
 
 
 def run(call: Convolution, x: Tensor, weight: WeightExpression, plan: Plan) -> Tensor:
@@ -117,16 +130,21 @@ def _dense(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequen
     """One dense weight per sample, made for a few samples at a time."""
     if torch.compiler.is_compiling():
         return _traced_product(call, x, make(weight, terms), weight.grow)
-    kernel = weight.slot.grown(weight.grow)
-    numbers = math.prod(weight.base.shape[:2]) * math.prod(kernel)
-    if plan.route == "product":
-        numbers += x.shape[1] * math.prod(kernel) * math.prod(call.extents(x, weight.base.shape[2:]))
+    if plan.route == "product" and not call.transposed:
+        return _product(call, x, weight, terms)
+    numbers = math.prod(weight.base.shape[:2]) * math.prod(weight.slot.grown(weight.grow))
     parts = []
     for part in slices(x.shape[0], numbers * x.element_size(), x.device):
-        made = make(weight, [t.part(part) for t in terms])
-        apply = _grouped if plan.route == "grouped" else _product
-        parts.append(apply(call, x[part], made, weight.grow))
+        made = make(weight, _part(terms, part, x.shape[0]))
+        if plan.route == "product":
+            parts.append(_traced_product(call, x[part], made, weight.grow))
+        else:
+            parts.append(_grouped(call, x[part], made, weight.grow))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _part(terms: Sequence[Term], part: slice, size: int) -> Sequence[Term]:
+    return terms if part.stop - part.start == size else [t.part(part) for t in terms]
 
 
 def _grouped(call: Convolution, x: Tensor, dense: Tensor, grow: Sequence[int]) -> Tensor:
@@ -139,20 +157,28 @@ def _grouped(call: Convolution, x: Tensor, dense: Tensor, grow: Sequence[int]) -
     return y.reshape(size, -1, *y.shape[2:])
 
 
-def _product(call: Convolution, x: Tensor, dense: Tensor, grow: Sequence[int]) -> Tensor:
-    """Patches times weights: `(B·G, I·T, P)` and `(B·G, O, I·T)`."""
-    if call.transposed:
-        return _product(*call.spread(x, dense), ())
-    if torch.is_autocast_enabled(x.device.type):
-        x, dense = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, dense))
-    size, g = x.shape[0], call.groups
-    geometry = Geometry.of(call, x, [k - 2 * n for k, n in zip(dense.shape[3:], grow or (0,) * call.dims, strict=True)], grow)
-    rows = dense.to(x.dtype).reshape(size * g, dense.shape[1] // g, -1)
-    if math.prod(geometry.kernel) == 1 and not any(map(any, geometry.pads)) and set(geometry.stride) == {1}:
-        seen = x.reshape(size * g, x.shape[1] // g, -1)
-    else:
-        seen = planes(x, geometry).reshape(size * g, rows.shape[2], -1)
-    return torch.bmm(rows, seen).reshape(size, dense.shape[1], *geometry.extents)
+def _product(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequence[Term]) -> Tensor:
+    """Patches times weights, a few samples at a time: `(b·G, O, I·T)` and `(b·G, I·T, P)`."""
+    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    x, g = x.to(dtype), call.groups
+    size, outputs = x.shape[0], weight.base.shape[0]
+    geometry = Geometry.of(call, x, weight.slot.kernel, weight.grow)
+    taps, p = math.prod(geometry.kernel), geometry.positions
+    plain = geometry.plain
+    numbers = outputs * weight.base.shape[1] * taps + (0 if plain else x.shape[1] * taps * p)
+    grad = torch.is_grad_enabled()
+    parts, y = [], None if grad else x.new_empty(size * g, outputs // g, p)
+    for part in slices(size, numbers * x.element_size(), x.device):
+        b = part.stop - part.start
+        made = make(weight, _part(terms, part, size)).to(dtype)
+        rows = made.expand(b, *made.shape[-call.dims - 2 :]).reshape(b * g, outputs // g, -1)
+        seen = (x[part] if plain else planes(x[part], geometry)).reshape(b * g, rows.shape[2], p)
+        if y is None:
+            parts.append(torch.bmm(rows, seen))
+        else:
+            torch.bmm(rows, seen, out=y[part.start * g : part.stop * g])
+    total = y if y is not None else parts[0] if len(parts) == 1 else torch.cat(parts)
+    return total.reshape(size, outputs, *geometry.extents)
 
 
 def _traced_product(call: Convolution, x: Tensor, dense: Tensor, grow: Sequence[int]) -> Tensor:
@@ -240,8 +266,8 @@ def _add_low_rank(y: Tensor, call: Convolution, x: Tensor, term: LowRankUpdate) 
 def _narrow(call: Convolution, x: Tensor, term: LowRankUpdate, positions: int) -> Tensor:
     """The convolution to r channels per group: `(B, G·r, …)` or `(B·G, r, P)`."""
     slot, (g, r, _) = term.slot, term.right.shape
-    plain = slot.n_taps == 1 and set(call.stride) == {1} and not call.transposed and not any(map(any, call.pads(slot.kernel)))
-    if plain and positions >= FEW_COLUMNS and not torch.compiler.is_compiling():
+    eager = not torch.compiler.is_compiling() and not call.transposed
+    if eager and slot.n_taps == 1 and positions >= FEW_COLUMNS and Geometry.of(call, x, slot.kernel).plain:
         # A convolution to eight channels reads its input no faster than one to thirty.
         rows = x.reshape(x.shape[0] * g, -1, positions)
         right = term.right.to(x.dtype).repeat(x.shape[0], 1, 1) if g > 1 else term.right.expand(x.shape[0], -1, -1)

@@ -48,8 +48,8 @@ def _make(expression: WeightExpression, terms: Sequence[Term] | None) -> Tensor:
     fresh = False
     if mixes:
         mix = embedding(slot, grow, base)
-        for term in mixes:
-            mix = mix + term.mix
+        for one in mixes:
+            mix = mix + one.mix
         total = mixed(base.reshape(-1, t), mix).reshape(*mixes[0].batch, *shape)
         fresh = True
     else:

@@ -76,9 +76,10 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def prepared(
     norms: Sequence[Norm], made: Mapping[str, Tensor | WeightExpression], index: Tensor | None
 ) -> dict[str, NormAffine]:
-    """The multiply and the add of all BatchNorm layers that merely scale and shift, in a handful of operations.
+    r"""The multiply and the add of all BatchNorm layers that merely scale and shift, in a handful of operations.
 
-    $\\alpha = \\gamma (1 + s) / \\sqrt{\\sigma^2 + \\epsilon}$ and $\\beta + \\delta - \\mu\\alpha$, all layers' channels in one row.
+    $\alpha = \gamma (1 + s) / \sqrt{\sigma^2 + \epsilon}$ and $\beta + \delta - \mu\alpha$, all layers' channels in one
+    row.
     """
     rows: list[tuple[Norm, RowScale, Dense]] = []
     for norm in norms:
@@ -118,6 +119,9 @@ def batch_norm(
 ) -> Tensor:
     """`F.batch_norm` with running statistics; without them the samples would see each other."""
     batch.check(input, where)
+    ready = batch.norms.get(weight.slot.layer) if isinstance(weight, WeightExpression) else None
+    if ready is not None and ready[0] is running_mean and not training:
+        return affine(input, ready[1], ready[2])
     if training or running_mean is None:
         raise ExecutionError(
             f"{where}: BatchNorm without running statistics mixes the samples of a batch, so one θ per sample has no "
@@ -126,9 +130,6 @@ def batch_norm(
     if running_var is None or not _per_sample(batch, weight, bias):
         y = F.batch_norm(input, running_mean, running_var, None, None, False, momentum, eps)
         return channels(batch, y, weight, bias)
-    ready = batch.norms.get(weight.slot.layer) if isinstance(weight, WeightExpression) else None
-    if ready is not None and ready[0] is running_mean:
-        return affine(input, ready[1], ready[2])
     # Statistics, scale and shift are one multiply and one add per channel, as in torch's own kernel.
     alpha = (running_var + eps).rsqrt()
     alpha = alpha if weight is None else values(batch, weight) * alpha

@@ -3,9 +3,9 @@ r"""A convolution whose kernels are mixed per sample, as a product over patches:
 $$y_b = W\,(M_b X_b) + A_b\,(V X_b)$$
 
 $X_b$ `(T', P, C)` is what each tap sees of the input, $M_b$ `(T, T')` mixes taps, $W$ `(O, T·C)` is shared by all
-samples, and $A_b V$ is a low-rank update. Patches hold T' times the input, so they are made for a few samples at a time,
-small enough to stay in a cache, and made again in the backward rather than kept. Channels come last in them: what a tap
-sees of a row of pixels is then one stretch of memory, however small the map.
+samples, and $A_b V$ is a low-rank update. Patches hold T' times the input, so they are made for a few samples at a
+time, small enough to stay in a cache, and made again in the backward rather than kept. Channels come last in them: what
+a tap sees of a row of pixels is then one stretch of memory, however small the map.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -48,13 +49,8 @@ class Geometry:
     @classmethod
     def of(cls, call: Convolution, x: Tensor, kernel: Sequence[int], grow: Sequence[int] = ()) -> Geometry:
         """That of a call with a kernel of its own extent `kernel`, grown by `grow` taps on both sides."""
-        wide = [k + 2 * n for k, n in zip(kernel, grow or (0,) * call.dims, strict=True)]
-        pads = call.pads(kernel, grow)
-        extents = [
-            (n + sum(pad) - d * (k - 1) - 1) // s + 1
-            for n, pad, k, d, s in zip(x.shape[2:], pads, wide, call.dilation, call.stride, strict=True)
-        ]
-        return cls(tuple(wide), tuple(pads), call.stride, call.dilation, tuple(extents))
+        make = _geometry if torch.compiler.is_compiling() else _remembered_geometry
+        return make(call, tuple(x.shape[2:]), tuple(kernel), tuple(grow))
 
     @property
     def flat_pads(self) -> list[int]:
@@ -62,9 +58,27 @@ class Geometry:
         return [p for pair in reversed(self.pads) for p in pair]
 
     @property
+    def plain(self) -> bool:
+        """One tap that sees every pixel: the patches are the input itself."""
+        return math.prod(self.kernel) == 1 and set(self.stride) == {1} and not any(map(any, self.pads))
+
+    @property
     def positions(self) -> int:
         """P."""
         return math.prod(self.extents)
+
+
+def _geometry(call: Convolution, size: Sequence[int], kernel: Sequence[int], grow: Sequence[int]) -> Geometry:
+    wide = [k + 2 * n for k, n in zip(kernel, grow or (0,) * call.dims, strict=True)]
+    pads = call.pads(kernel, grow)
+    extents = [
+        (n + sum(pad) - d * (k - 1) - 1) // s + 1
+        for n, pad, k, d, s in zip(size, pads, wide, call.dilation, call.stride, strict=True)
+    ]
+    return Geometry(tuple(wide), tuple(pads), call.stride, call.dilation, tuple(extents))
+
+
+_remembered_geometry = lru_cache(maxsize=4096)(_geometry)
 
 
 def columns(x: Tensor, g: Geometry) -> Tensor:
@@ -100,8 +114,9 @@ def folded(grad: Tensor, g: Geometry, size: Sequence[int]) -> Tensor:
             slice(j * d, j * d + (m - 1) * s + 1, s)
             for j, d, m, s in zip(tap, g.dilation, g.extents, g.stride, strict=True)
         ]
-        total[(slice(None), *where)] += rows[(slice(None), *tap)]
-    inner = total[(slice(None), *(slice(p, p + m) for (p, _), m in zip(g.pads, size, strict=True)))]
+        total[tuple([slice(None), *where])] += rows[tuple([slice(None), *tap])]
+    inside = [slice(p, p + m) for (p, _), m in zip(g.pads, size, strict=True)]
+    inner = total[tuple([slice(None), *inside])]
     return inner.permute(0, n + 1, *range(1, n + 1))
 
 
@@ -121,7 +136,7 @@ Update = tuple[Tensor, Tensor]
 
 
 def mixed_convolution(x: Tensor, weight: Tensor, mix: Tensor, update: Update | None, g: Geometry) -> Tensor:
-    """The formula above: x `(B, C, …)`, weight `(O, T·C)`, mix `(B, T, T')` -> `(B, O, …)`. Taps come before channels."""
+    """The formula above: x `(B, C, …)`, weight `(O, T·C)` tap by tap, mix `(B, T, T')` -> `(B, O, …)`."""
     left, right = update if update is not None else (None, None)
     inputs = [t for t in (x, mix, left, right) if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
@@ -131,9 +146,7 @@ def mixed_convolution(x: Tensor, weight: Tensor, mix: Tensor, update: Update | N
     return y.reshape(x.shape[0], -1, *g.extents)
 
 
-def _forward(
-    x: Tensor, mix: Tensor, left: Tensor | None, right: Tensor | None, weight: Tensor, g: Geometry
-) -> Tensor:
+def _forward(x: Tensor, mix: Tensor, left: Tensor | None, right: Tensor | None, weight: Tensor, g: Geometry) -> Tensor:
     size, c, p, taps = x.shape[0], x.shape[1], g.positions, math.prod(g.kernel)
     y = x.new_empty(size, weight.shape[0], p)
     for part in slices(size, taps * c * p * x.element_size(), x.device):
@@ -147,17 +160,18 @@ def _forward(
 
 def _by_pixel(rows: Tensor) -> Tensor:
     """`(b, T, P, C)` -> `(b·P, T·C)`."""
-    return rows.transpose(1, 2).reshape(rows.shape[0] * rows.shape[2], -1)
+    b, t, p, c = rows.shape
+    return rows.transpose(1, 2).reshape(b * p, t * c)
 
 
 def _by_tap(rows: Tensor, p: int, taps: int) -> Tensor:
     """`(b·P, T·C)` -> `(b, T, P, C)`."""
-    return rows.unflatten(1, (taps, -1)).unflatten(0, (-1, p)).transpose(1, 2).contiguous()
+    return rows.reshape(-1, p, taps, rows.shape[1] // taps).transpose(1, 2).contiguous()
 
 
 def _narrow(pixels: Tensor, right: Tensor, p: int) -> Tensor:
     """$V X$: patches `(b·P, T'·C)`, `(r, T'·C)` -> `(b, r, P)`."""
-    return (right @ pixels.t()).unflatten(1, (-1, p)).transpose(0, 1)
+    return (right @ pixels.t()).reshape(right.shape[0], -1, p).transpose(0, 1)
 
 
 class _Mixed(torch.autograd.Function):

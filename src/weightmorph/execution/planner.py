@@ -13,6 +13,7 @@ from .rule import Layer, Plan
 
 __all__ = ["choose", "within_memory"]
 
+
 def choose(batch: Batch, where: str, x: Tensor, expression: WeightExpression, layer: Layer, run: Run) -> Tensor:
     """Decide on a route and take it.
 

@@ -33,8 +33,8 @@ Side = Literal["activations", "weights"]
 class Costs:
     """Nanoseconds on one core of the machine that the benchmarks ran on, per unit named in each comment.
 
-    Measured in float32 with torch 2.13 on an AMD EPYC (Zen 3, AVX2): convolutions of 32 to 512 channels on maps of 32² to
-    4², batch 64. Backward factors count the forward as 1.
+    Measured in float32 with torch 2.13 on an AMD EPYC (Zen 3, AVX2): convolutions of 32 to 512 channels on maps of 32²
+    to 4², batch 64. Backward factors count the forward as 1.
     """
 
     multiply_add: float = 1 / 42  # of a convolution or a large product
@@ -143,8 +143,15 @@ def _kind(term: Term) -> Kind:
         return Kind("rank", term.gain.shape[-1])
     if isinstance(term, BasisMix):
         return Kind("basis", term.mix.shape[-1])
-    return Kind("rows" if isinstance(term, RowScale) else "taps" if isinstance(term, TapMix) else "whole"
-                if isinstance(term, Whole) else "dense")
+    return Kind(
+        "rows"
+        if isinstance(term, RowScale)
+        else "taps"
+        if isinstance(term, TapMix)
+        else "whole"
+        if isinstance(term, Whole)
+        else "dense"
+    )
 
 
 def structured(kind: Kind, layer: Layer) -> bool:
@@ -167,7 +174,9 @@ class _Bill:
     launches: float = 0.0
     costs: Costs = field(default_factory=lambda: COSTS)
 
-    def add(self, time: float, *, work: float = 0.0, moved: float = 0.0, launches: float = 1.0, back: float = 2.0) -> None:
+    def add(
+        self, time: float, *, work: float = 0.0, moved: float = 0.0, launches: float = 1.0, back: float = 2.0
+    ) -> None:
         """One step; `back` is what its backward costs relative to it."""
         self.time += time * (1 + back if self.layer.training else 1)
         self.work += work
@@ -178,8 +187,8 @@ class _Bill:
         """A convolution or a large product: `work` multiply-adds with a weight of so many numbers."""
         layer = self.layer
         rate = self.costs.depthwise if layer.depthwise else self.costs.multiply_add
-        inputs = layer.groups * layer.inputs * layer.positions
-        self.add(work * rate, work=work, moved=inputs + layer.positions * layer.outputs * layer.groups + weights, back=back)
+        maps = layer.groups * (layer.inputs + layer.outputs) * layer.positions
+        self.add(work * rate, work=work, moved=maps + weights, back=back)
 
     def elements(self, numbers: float, passes: float = 1.0, back: float = 1.5) -> None:
         """Passes over a tensor."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -127,9 +127,13 @@ class Carried(WeightTransform):
         return self.term(weight, self.carrier(code))
 
     @classmethod
-    def carriers(cls: type[SelfCarried], members: Sequence[SelfCarried], code: Tensor) -> list[Tensor]:
-        """The carriers of many slots, code `(*B, K)`: what `carrier` gives for each, made together."""
+    def carriers(cls: type[SelfCarried], members: Sequence[SelfCarried], code: Tensor) -> Sequence[Tensor]:
+        """The carriers of many slots that are `alike`, code `(*B, K)`: what `carrier` gives for each, made together."""
         return [member.carrier(code) for member in members]
+
+    def alike(self) -> Hashable:
+        """Slots whose carriers can be made together have this in common."""
+        return None
 
 
 class Sum(WeightTransform):
@@ -185,8 +189,9 @@ class Sum(WeightTransform):
 def anchored(difference: Tensor, code: Tensor, home: Tensor, lead: int = 0) -> Tensor:
     """Make a difference that vanishes at the anchor vanish there exactly, with its gradients as they are.
 
-    `difference (*B, …)`, after `lead` other axes; `code (*B, K)`, `home (K,)`. $g(c) - g(c_0)$ is zero at $c_0$ in exact arithmetic, but a
-    batched product may round row by row. What is subtracted here is that rounding, as a constant.
+    `difference (*B, …)`, after `lead` other axes; `code (*B, K)`, `home (K,)`. $g(c) - g(c_0)$ is zero at $c_0$ in
+    exact arithmetic, but a batched product may round row by row. What is subtracted here is that rounding, as a
+    constant.
     """
     here = (code == home).all(-1)
     here = here.reshape(*here.shape, *(1,) * (difference.dim() - lead - here.dim()))

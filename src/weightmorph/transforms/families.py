@@ -14,7 +14,6 @@ from ..parameters import ParameterSpace
 from ..slots import Slot
 from ..weights import Term, WeightExpression
 from .base import Carried, WeightTransform
-from .together import grouped
 
 __all__ = ["Families"]
 
@@ -44,15 +43,18 @@ class Families(nn.Module):
                     self._put(f"{key}.{slot.name}", built)
                     self.slots[slot.name] = (*self.slots.get(slot.name, ()), f"{key}.{slot.name}")
                     self.built[slot.name] = (*self.built.get(slot.name, ()), built)
-        # Which transforms make their carriers together: (class, [(slot, position among the slot's), …]).
-        self.together: list[tuple[type[Carried], list[tuple[str, int]]]] = []
+        self.together = self._groups()
+
+    def _groups(self) -> list[tuple[type[Carried], list[tuple[str, int]], list[Any]]]:
+        """Transforms that make their carriers together: class, (slot, position among the slot's), the transforms."""
         places = [(name, n) for name, row in self.built.items() for n in range(len(row))]
-        kinds = [type(self.built[name][n]) for name, n in places]
-        for numbers in grouped(kinds, lambda kind: kind):
-            kind = kinds[numbers[0]]
+        found: dict[Any, list[tuple[str, int]]] = {}
+        for name, n in places:
+            transform = self.built[name][n]
             # A class of the user's that only inherits the batched form may have changed what it stands for.
-            if issubclass(kind, Carried) and "carriers" in vars(kind):
-                self.together.append((kind, [places[n] for n in numbers]))
+            if isinstance(transform, Carried) and "carriers" in vars(type(transform)):
+                found.setdefault((type(transform), transform.alike()), []).append((name, n))
+        return [(kind, row, [self.built[name][n] for name, n in row]) for (kind, _), row in found.items()]
 
     def _put(self, path: str, module: nn.Module) -> None:
         *branches, leaf = path.split(".")
@@ -85,8 +87,7 @@ class Families(nn.Module):
     ) -> dict[str, WeightExpression]:
         """W(θ) of every slot, the code side of all of them together: the fast form of `expression`."""
         made: dict[tuple[str, int], Tensor] = {}
-        for kind, places in self.together:
-            members: list[Any] = [self.built[name][n] for name, n in places]
+        for kind, places, members in self.together:
             made |= zip(places, kind.carriers(members, code), strict=True)
 
         def term(name: str, n: int, transform: WeightTransform) -> Term:
@@ -111,17 +112,17 @@ class Families(nn.Module):
             NoGradientError: if a transform with trainable tensors gave one that does not depend on them.
             TransformError: if it holds NaN or infinity.
         """
-        known = {place for _, places in self.together for place in places}
+        known = {place for _, places, _ in self.together for place in places}
         for name, expression in expressions.items():
             for n, (transform, term) in enumerate(zip(self.built[name], expression.terms, strict=True)):
                 # What makes its carriers together is ours, and keeps its gradient.
                 if (name, n) not in known:
                     _refuse_lost_gradient(transform, term, expression.slot)
         values = [t.detach() for e in expressions.values() for term in e.terms for t in term.tensors if t.requires_grad]
-        if values and values[0].device.type == "cpu":
-            # The norms of all of them in one operation; a finite sum of norms has no term that is not.
-            if not math.isfinite(float(torch.stack(torch._foreach_norm(values, math.inf)).sum())):
-                _refuse_not_finite(self.built, expressions)
+        # The norms of all of them in one operation; a finite sum of norms has no term that is not.
+        on_cpu = bool(values) and values[0].device.type == "cpu"
+        if on_cpu and not math.isfinite(float(torch.stack(torch._foreach_norm(values, math.inf)).sum())):
+            _refuse_not_finite(self.built, expressions)
 
 
 def _called(transform: WeightTransform) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from ..parameters import ParameterSpace
 from ..slots import Slot
 from ..weights import TapMix
 from .base import Carried, anchored
-from .together import grouped
 
 __all__ = ["Lie"]
 
@@ -65,19 +64,17 @@ class Lie(Carried):
     def term(self, weight: Tensor, carrier: Tensor) -> TapMix:
         return TapMix(self.slot, weight, carrier)
 
+    def alike(self) -> Hashable:
+        return self.slot.n_taps
+
     @classmethod
-    def carriers(cls, members: Sequence[Lie], code: Tensor) -> list[Tensor]:  # type: ignore[override]
+    def carriers(cls, members: Sequence[Lie], code: Tensor) -> Sequence[Tensor]:
         first = members[0]
         home = first.home(code)
         u = first.space.coordinates(code) if first.space is not None else code - home
-        made: dict[int, Tensor] = {}
-        for numbers in grouped(members, lambda m: m.slot.n_taps):
-            t = members[numbers[0]].slot.n_taps
-            generators = torch.stack([members[n].generator for n in numbers], 1)
-            exponent = torch.tensordot(u, generators, 1).movedim(-3, 0)
-            one = torch.eye(t, dtype=code.dtype, device=code.device)
-            made |= zip(numbers, anchored(exponential(exponent) - one, code, home, lead=1).unbind(), strict=True)
-        return [made[number] for number in range(len(members))]
+        exponent = torch.tensordot(u, torch.stack([m.generator for m in members], 1), 1).movedim(-3, 0)
+        one = torch.eye(first.slot.n_taps, dtype=code.dtype, device=code.device)
+        return anchored(exponential(exponent) - one, code, home, lead=1).unbind()
 
     def config(self) -> dict[str, Any]:
         return {"type": "Lie", "max_taps": self.max_taps}

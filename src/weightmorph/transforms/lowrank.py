@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -83,8 +83,11 @@ class LowRank(Carried):
     def term(self, weight: Tensor, carrier: Tensor) -> LowRankUpdate:
         return LowRankUpdate(self.slot, self.left, carrier, self.right)
 
+    def alike(self) -> Hashable:
+        return self.left.shape[-1], self.hidden
+
     @classmethod
-    def carriers(cls, members: Sequence[LowRank], code: Tensor) -> list[Tensor]:  # type: ignore[override]
+    def carriers(cls, members: Sequence[LowRank], code: Tensor) -> Sequence[Tensor]:
         return networks([m.gains for m in members], code, members[0].home(code))
 
     def config(self) -> dict[str, Any]:

@@ -21,9 +21,10 @@ class Scale(Carried):
 
     $$W_o(c) = W_o\,(1 + a_o \cdot (c - c_0)), \qquad b_o(c) = b_o + a_o \cdot (c - c_0)$$
 
-    The first for weights and for the scales of norm layers, the second for every bias. $a$ starts at zero. A convolution
-    whose output goes to a conditioned norm layer and nowhere else (`condition`'s example shows it) is left to that norm,
-    which scales and shifts the same channels: one multiply does the work of two. Asked for by name, it is scaled all the same.
+    The first for weights and for the scales of norm layers, the second for every bias. $a$ starts at zero. A
+    convolution whose output goes to a conditioned norm layer and nowhere else (`condition`'s example shows it) is left
+    to that norm, which scales and shifts the same channels: one multiply does the work of two. Asked for by name, it is
+    scaled all the same.
 
     Shapes:
         weight `(*S)`, code `(*B, K)` -> `(*B, *S)`.
@@ -48,14 +49,16 @@ class Scale(Carried):
     def term(self, weight: Tensor, carrier: Tensor) -> Term:
         if self.slot.kind == "bias":
             shape = self.slot.shape  # one number per row, whatever a row is
+            if len(shape) == 1:
+                return Dense(self.slot, carrier)
             rows = carrier.reshape(*carrier.shape, *(1,) * (len(shape) - 1))
             return Dense(self.slot, rows.expand(*carrier.shape[:-1], *shape) if shape else rows.squeeze(-1))
         return RowScale(self.slot, weight, carrier)
 
     @classmethod
-    def carriers(cls, members: Sequence[Scale], code: Tensor) -> list[Tensor]:  # type: ignore[override]
+    def carriers(cls, members: Sequence[Scale], code: Tensor) -> Sequence[Tensor]:
         amounts = (code - members[0].home(code)) @ torch.cat([m.slope for m in members], 1)
-        return list(amounts.split([m.slope.shape[1] for m in members], -1))
+        return tuple(amounts.split([m.slot.outputs for m in members], -1))
 
     def config(self) -> dict[str, Any]:
         return {"type": "Scale"}

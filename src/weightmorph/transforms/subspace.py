@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -65,8 +65,11 @@ class Subspace(Carried):
     def term(self, weight: Tensor, carrier: Tensor) -> BasisMix:
         return BasisMix(self.slot, self.bank, carrier)
 
+    def alike(self) -> Hashable:
+        return self.dim, self.hidden
+
     @classmethod
-    def carriers(cls, members: Sequence[Subspace], code: Tensor) -> list[Tensor]:  # type: ignore[override]
+    def carriers(cls, members: Sequence[Subspace], code: Tensor) -> Sequence[Tensor]:
         return networks([m.mixer for m in members], code, members[0].home(code), cls._shares)
 
     def config(self) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from ..slots import Slot
 from ..weights import TapMix
 from .base import Carried, anchored
 from .resample import Resampler
-from .together import grouped
 
 __all__ = ["Warp"]
 
@@ -139,30 +138,21 @@ class Warp(Carried):
         places = (r.length, r.nugget, r.shift, self.slot.taps) if r is not None else None
         return places, self.slot.kernel, self.more, self.taps is None
 
+    def alike(self) -> Hashable:
+        return self.geometry
+
     @classmethod
-    def carriers(cls, members: Sequence[Warp], code: Tensor) -> list[Tensor]:  # type: ignore[override]
-        first = members[0]
-        home = first.home(code)
-        plane = None
-        if first.space is not None and any(m.resampler is not None for m in members):
-            plane = first.space.plane(torch.cat((code.reshape(-1, code.shape[-1]), home.unsqueeze(0))))
-        made: dict[int, Tensor] = {}
-        for numbers in grouped(members, lambda m: m.geometry):
-            alike = [members[n] for n in numbers]
-            mixes = alike[0]._mixes(alike, code, home, plane)
-            made |= zip(numbers, anchored(mixes, code, home, lead=1).unbind(), strict=True)
-        return [made[number] for number in range(len(members))]
+    def carriers(cls, members: Sequence[Warp], code: Tensor) -> Sequence[Tensor]:
+        home = members[0].home(code)
+        return anchored(members[0]._mixes(members, code, home), code, home, lead=1).unbind()
 
-    def _mixes(self, alike: Sequence[Warp], code: Tensor, home: Tensor, plane: Tensor | None) -> Tensor:
-        """M(θ) - 1 of slots whose taps lie alike, R being made once: `(S, *B, T, T')`.
-
-        `plane` holds the maps of the batch, and last that of the anchor.
-        """
+    def _mixes(self, alike: Sequence[Warp], code: Tensor, home: Tensor) -> Tensor:
+        """M(θ) - 1 of slots whose taps lie alike, R being made once: `(S, *B, T, T')`."""
         batch = code.shape[:-1]
         mix = code.new_zeros(len(alike), *(1,) * len(batch), self.slot.n_taps, math.prod(self.slot.grown(self.more)))
-        if self.resampler is not None and plane is not None:
+        if self.resampler is not None:
             trust = torch.stack([m.get_buffer("trust") for m in alike]).to(code.dtype)
-            both = self.resampler(plane)
+            both = self.resampled(torch.cat((code.reshape(-1, code.shape[-1]), home.unsqueeze(0))))
             moved = (both[:-1] - both[-1]).reshape(*batch, *both.shape[1:])
             mix = moved * trust.reshape(-1, *(1,) * moved.dim())
         if self.taps is not None:
