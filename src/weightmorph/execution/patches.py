@@ -114,7 +114,8 @@ def folded(grad: Tensor, g: Geometry, size: Sequence[int]) -> Tensor:
             slice(j * d, j * d + (m - 1) * s + 1, s)
             for j, d, m, s in zip(tap, g.dilation, g.extents, g.stride, strict=True)
         ]
-        total[tuple([slice(None), *where])] += rows[tuple([slice(None), *tap])]
+        at: tuple[Any, ...] = (slice(None), *tap)
+        total[tuple([slice(None), *where])] += rows[at]
     inside = [slice(p, p + m) for (p, _), m in zip(g.pads, size, strict=True)]
     inner = total[tuple([slice(None), *inside])]
     return inner.permute(0, n + 1, *range(1, n + 1))
