@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from . import storage
+from . import folding, storage
 from .errors import (
     BaseError,
     BatchSizeError,
@@ -129,6 +129,8 @@ def condition(
 
 
 def _refuse_clashes(net: nn.Module, space: ParameterSpace) -> None:
+    if "fold" in space:
+        raise BaseError("parameter 'fold' is also an argument of bake(); give the parameter another name")
     taken = [name for name in space if name in inspect.signature(net.forward).parameters]
     if taken:
         raise BaseError(
@@ -353,16 +355,34 @@ class Conditioned(nn.Module):
         self._place(root, self._one_setting("at", theta))
         return root
 
-    def bake(self, **theta: Value) -> nn.Module:
+    def bake(self, *, fold: Any = False, **theta: Value) -> nn.Module:
         """An ordinary, independent copy of the network at one setting: same class, same `state_dict` keys.
+
+        Args:
+            fold: merge every BatchNorm into the convolution or linear layer whose output it alone reads. The norms
+                become `Identity`, so their keys are gone and the layers have biases. True runs the copy on zeros of
+                the example's shape to see who reads what; an input (or a tuple, or a dict) says it where `condition`
+                was given no example.
+            theta: one value per parameter.
 
         Raises:
             ParameterLengthError: if θ is not one value per parameter.
+            SelectionError: if `fold` is True and there was no example.
         """
         values = self._one_setting("bake", theta)
         root = self.view.plain()
         self._place(root, values)
+        if fold is not False:
+            folding.fold(root, *as_call(self._zeros() if fold is True else fold))
         return root
+
+    def _zeros(self) -> Tensor:
+        if self.seen is None or not self.seen.shape:
+            raise SelectionError(
+                "bake: fold=True has to run the network, and no example says on what; give condition() an example, or "
+                "fold= an input"
+            )
+        return torch.zeros(1, *self.seen.shape, dtype=self.view.dtype, device=self.view.device)
 
     def _one_setting(self, method: str, theta: Mapping[str, Value]) -> dict[str, Tensor]:
         prepared = self._prepare(theta)
