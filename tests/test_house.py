@@ -20,7 +20,7 @@ SOURCE = ROOT / "src" / "weightmorph"
 
 ROOMS = (
     "errors affine parameters slots objectives inputs selection trace weights transforms storage execution summary "
-    "view conditioned checkpoint export infer evaluate fit report demo cli"
+    "folding view conditioned checkpoint delta export quantize baking infer evaluate fit report hub serve demo cli"
 ).split()  # from low to high: a room imports only rooms to its left
 
 NARROW = {"inputs": {"errors", "affine", "parameters"}}  # a room that may import these alone
@@ -34,8 +34,8 @@ LAYERS = {
 }  # what a base network is built of
 
 OPTIONAL = (
-    "gradio huggingface_hub jinja2 lightning matplotlib onnx onnxruntime pandas pytorch_lightning safetensors "
-    "torchmetrics transformers"
+    "gradio huggingface_hub jinja2 jsonargparse lightning matplotlib onnx onnxruntime pandas prometheus_client "
+    "pytorch_lightning rich safetensors starlette torchmetrics transformers uvicorn yaml"
 ).split()
 
 

@@ -29,6 +29,7 @@ from .errors import (
 )
 from .execution import DEFAULT_MEMORY_LIMIT, Batch, Desk, Scope, StandIn, make
 from .execution.desk import Watch
+from .execution.making import make_vectors
 from .execution.norm import Norm, prepared
 from .execution.rule import Layer, kinds, spreads
 from .execution.tuning import Recorder, Tuner
@@ -257,10 +258,12 @@ class Conditioned(nn.Module):
             self.transform.check(expressions)
         if code.dim() > 1:
             return dict(expressions)
-        made: dict[str, Tensor | WeightExpression] = {}
+        made: dict[str, Tensor | WeightExpression] = {**make_vectors(expressions)}
         tiny = self._tiny(expressions, shape) if shape and not tracing else ()
         later = self._read_once if not scope.grad and not tracing else frozenset()
         for name, expression in expressions.items():
+            if name in made:
+                continue
             if name in tiny:
                 made[name] = expression.spread(shape[0])
                 scope.spread = Batch(shape[0], memory_limit=self.memory_limit, probed=True, desk=self.desk)

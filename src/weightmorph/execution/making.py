@@ -8,15 +8,15 @@ rows' scales, one product that adds the low-rank update in place.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ..slots import Slot
-from ..weights import LowRankUpdate, RowScale, TapMix, Term, WeightExpression, Whole, widen
+from ..weights import Dense, LowRankUpdate, RowScale, TapMix, Term, WeightExpression, Whole, widen
 
-__all__ = ["embedding", "make"]
+__all__ = ["embedding", "make", "make_vectors"]
 
 PAIRED_TAPS = 16
 """Up to how many taps two filters are mixed at once: a product with nine columns leaves a vector unit half empty."""
@@ -71,6 +71,27 @@ def _make(expression: WeightExpression, terms: Sequence[Term] | None) -> Tensor:
             total = total.add_(piece) if ready else total + piece
         fresh = True
     return total.reshape(*batch, *slot.shape[:2], *slot.grown(grow)) if slot.kind == "conv" else total
+
+
+def make_vectors(expressions: Mapping[str, WeightExpression]) -> dict[str, Tensor]:
+    """Those among shared expressions that merely scale or shift a vector, all made in a few operations.
+
+    Exactly the frozen vectors where gains and shifts are zero.
+    """
+    made: dict[str, Tensor] = {}
+    for kind in (RowScale, Dense):
+        rows = {
+            name: (e.base, e.terms[0].carrier[0])
+            for name, e in expressions.items()
+            if len(e.terms) == 1 and type(e.terms[0]) is kind and e.base.dim() == 1
+        }
+        if len(rows) < 2:
+            continue
+        base = torch.cat([b for b, _ in rows.values()])
+        change = torch.cat([c for _, c in rows.values()])
+        whole = torch.addcmul(base, base, change) if kind is RowScale else base + change
+        made |= zip(rows, whole.split([b.shape[0] for b, _ in rows.values()]), strict=True)
+    return made
 
 
 def _low_rank(total: Tensor, left: Tensor, right: Tensor, ready: bool) -> Tensor:

@@ -39,12 +39,6 @@ def covariance(distance2: Tensor, length: float) -> Tensor:
     return scaled.add_(1).mul_(fall)
 
 
-def _squared_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Written out as |a|² + |b|² - 2ab: one product in place of a difference for every pair and axis."""
-    lengths = a.square().sum(-1, keepdim=True) + b.square().sum(-1).unsqueeze(-2)
-    return lengths - 2 * (a @ b.transpose(-1, -2))
-
-
 @dataclass(frozen=True)
 class Resampler:
     """The matrix R for taps at given positions: map `(*B, 2, 3)` -> `(*B, T, T')`.
@@ -67,17 +61,29 @@ class Resampler:
     nugget: float
     shift: float | None = None
     isometric: bool = False
+    flat: Tensor = field(init=False)
+    depth: Tensor = field(init=False)
+    known: tuple[Tensor, Tensor] = field(init=False)
     solved: tuple[Tensor, Tensor] | None = field(init=False, default=None)
+    rest: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
+        sources, targets = _in_space(self.sources), _in_space(self.targets)
+        put("flat", targets[:, :2])
+        put("depth", targets[:, 2:])
+        put("known", (sources.transpose(0, 1).contiguous(), sources.square().sum(-1)))
         if self.isometric:
-            among = self._among(self.targets)
+            among = self._among(targets)
             one = torch.ones_like(among[:, :1])
             unit = torch.linalg.solve(among, one)
             share = unit / unit.sum()
             # What R is, written out: K⁻¹ - u uᵀ/Σu on the covariances, and u/Σu.
             projected = torch.linalg.inv(among) - share * unit.T
-            object.__setattr__(self, "solved", (projected, share))
+            put("solved", (projected, share))
+        put("rest", self(torch.eye(2, 3, dtype=targets.dtype, device=targets.device)))
 
     def to(self, like: Tensor) -> Resampler:
         """On another device; in float64 wherever there is one.
@@ -92,13 +98,18 @@ class Resampler:
         return Resampler(sources, targets, self.length, self.nugget, self.shift, self.isometric)
 
     def _among(self, sites: Tensor) -> Tensor:
-        among = covariance(_squared_distance(sites, sites), self.length)
+        lengths = sites.square().sum(-1, keepdim=True)
+        squared = lengths + lengths.transpose(-1, -2) - 2 * (sites @ sites.transpose(-1, -2))
+        among = covariance(squared, self.length)
         return among + self.nugget * torch.eye(among.shape[-1], dtype=among.dtype, device=among.device)
 
     def __call__(self, plane: Tensor) -> Tensor:
         """R under a map, in the map's own type."""
-        sites, sources = self._sites(plane.to(self.sources.dtype))
-        across = covariance(_squared_distance(sites, sources), self.length)
+        sites = self._sites(plane.to(self.flat.dtype))
+        across_, lengths = self.known
+        # |a|² + |b|² - 2ab: one product in place of a difference for every pair and axis.
+        squared = sites.square().sum(-1, keepdim=True) + lengths - 2 * (sites @ across_)
+        across = covariance(squared, self.length)
         if self.solved is not None:
             projected, share = self.solved
             return (projected @ across + share).transpose(-1, -2).to(plane.dtype)
@@ -109,18 +120,28 @@ class Resampler:
         missing = 1 - weights.sum(-2, keepdim=True)
         return (weights + unit * (missing / unit.sum(-2, keepdim=True))).transpose(-1, -2).to(plane.dtype)
 
-    def _sites(self, plane: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the map brings the targets from, and the sources, with as many coordinates."""
-        back = inverse(plane)
-        moved, sources = self.targets, self.sources
-        if moved.shape[-1] == 1:
-            moved = torch.cat((torch.zeros_like(moved), moved), -1)
-            sources = torch.cat((torch.zeros_like(sources), sources), -1)
-        depth, yx = moved[:, :-2], moved[:, -2:]
-        sites = yx.flip(-1) @ back[..., :2].transpose(-1, -2)
-        if self.shift is not None:
-            sites = sites + back[..., 2].unsqueeze(-2) * self.shift
-        return torch.cat((depth.expand(*sites.shape[:-1], depth.shape[-1]), sites.flip(-1)), -1), sources
+    def _sites(self, plane: Tensor) -> Tensor:
+        """Where the map brings the targets from: x, y and what axes there are beside them."""
+        if self.isometric:
+            turn = plane[..., :2]  # the transpose of an orthogonal matrix is its inverse
+            sites = self.flat @ turn
+            if self.shift is not None:
+                sites = sites - (plane[..., 2].unsqueeze(-2) @ turn) * self.shift
+        else:
+            back = inverse(plane)
+            sites = self.flat @ back[..., :2].transpose(-1, -2)
+            if self.shift is not None:
+                sites = sites + back[..., 2].unsqueeze(-2) * self.shift
+        if self.depth.shape[-1]:
+            sites = torch.cat((sites, self.depth.expand(*sites.shape[:-1], self.depth.shape[-1])), -1)
+        return sites
+
+
+def _in_space(positions: Tensor) -> Tensor:
+    """Positions, the last column being x, as columns x, y and the rest; one-dimensional ones lie on the x axis."""
+    if positions.shape[-1] == 1:
+        return torch.cat((positions, torch.zeros_like(positions)), -1)
+    return torch.cat((positions[:, -2:].flip(-1), positions[:, :-2]), -1)
 
 
 def solve(matrix: Tensor, right: Tensor, smallest: float) -> Tensor:

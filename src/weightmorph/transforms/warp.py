@@ -149,16 +149,19 @@ class Warp(Carried):
     def _mixes(self, alike: Sequence[Warp], code: Tensor, home: Tensor) -> Tensor:
         """M(θ) - 1 of slots whose taps lie alike, R being made once: `(S, *B, T, T')`."""
         batch = code.shape[:-1]
-        mix = code.new_zeros(len(alike), *(1,) * len(batch), self.slot.n_taps, math.prod(self.slot.grown(self.more)))
+        if self.resampler is None and self.taps is None:
+            return code.new_zeros(len(alike), *batch, self.slot.n_taps, math.prod(self.slot.grown(self.more)))
+        mix: Tensor | None = None
         if self.resampler is not None:
             trust = torch.stack([m.get_buffer("trust") for m in alike]).to(code.dtype)
-            both = self.resampled(torch.cat((code.reshape(-1, code.shape[-1]), home.unsqueeze(0))))
-            moved = (both[:-1] - both[-1]).reshape(*batch, *both.shape[1:])
+            moved = self.resampled(code) - self.resampler.rest.to(code.dtype)
             mix = moved * trust.reshape(-1, *(1,) * moved.dim())
         if self.taps is not None:
             learned = torch.stack([m.taps for m in alike if m.taps is not None], 1)
-            mix = mix + torch.tensordot(code - home, learned, 1).movedim(-3, 0)
-        return mix.expand(len(alike), *batch, *mix.shape[-2:])
+            by_code = torch.tensordot(code - home, learned, 1).movedim(-3, 0)
+            mix = by_code if mix is None else mix + by_code
+        assert mix is not None
+        return mix
 
     def config(self) -> dict[str, Any]:
         return {
