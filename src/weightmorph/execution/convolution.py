@@ -202,7 +202,7 @@ def _factored(call: Convolution, x: Tensor, weight: WeightExpression) -> Tensor:
     rows = [t for t in weight.terms if isinstance(t, RowScale)]
     y: Tensor | None = None
     if rows or not mixes:
-        y = call(x, widen(weight.base, weight.grow), grow=weight.grow)
+        y = call(x, weight.base)  # zeros around it would change nothing
         gain = sum((t.gain for t in rows[1:]), rows[0].gain) if rows else None
         if gain is not None:  # where the taps are mixed, the frozen weight itself comes with them
             y = y * per_channel(gain if mixes else 1 + gain, y)

@@ -219,7 +219,8 @@ def _narrow(bill: _Bill, rank: int) -> None:
     layer, g = bill.layer, bill.layer.groups
     work = layer.positions * g * layer.inputs * layer.taps * rank
     lanes = work / rank * (rank + (bill.costs.narrow if layer.taps > 1 else bill.costs.narrow_product))
-    bill.add(lanes * bill.costs.multiply_add, work=work, moved=layer.positions * g * layer.inputs, back=2.0)
+    back = 2.0 if layer.taps > 1 else 3.5
+    bill.add(lanes * bill.costs.multiply_add, work=work, moved=layer.positions * g * layer.inputs, back=back)
     bill.elements(layer.positions * g * layer.outputs, back=1.0)
     bill.work += layer.positions * g * layer.outputs * rank
     bill.launches += 1
@@ -240,7 +241,7 @@ def _factored(terms: Sequence[Kind], layer: Layer) -> _Bill:
         bill.convolution(plain, weights=0, back=1.0)
     for term in terms:
         if term.name == "rows":
-            bill.elements(out, 2.0 if mixes else 1.0)
+            bill.elements(out, 2.0 if mixes else 1.0, back=10.0)  # its gradient sums over positions
         elif term.name == "rank":
             _narrow(bill, term.size)
         elif term.name == "basis":
@@ -275,7 +276,8 @@ def _make(bill: _Bill, terms: Sequence[Kind], low_rank: Side) -> None:
             _narrow(bill, term.size)
             continue
         elif term.name == "rank":
-            bill.add(c.rank_weight * term.size * n, work=n * term.size, moved=made * n, launches=2)
+            laid = 3.0 if layer.kind == "conv_transpose" else 1.0  # its weight is no matrix as it lies
+            bill.add(laid * c.rank_weight * term.size * n, work=n * term.size, moved=made * n, launches=2)
         elif term.name == "basis":
             bill.add((c.copy + c.basis_weight * term.size) * n, work=n * term.size, moved=2 * n)
         else:
