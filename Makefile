@@ -33,6 +33,10 @@ lint: $(VENV)/.installed-test
 	$(PY) -m mypy --strict
 
 bench: $(VENV)/.installed-test
+	$(PY) benchmarks/layers.py --seconds 1
+	$(PY) benchmarks/engine.py
+	$(PY) benchmarks/peers.py --peers-env build/peers
+	$(PY) benchmarks/growth.py
 	$(PY) benchmarks/rotated_digits.py --download
 
 clean:
