@@ -192,7 +192,7 @@ def test_a_few_samples_at_a_time_is_all_of_them(route: str, grad: bool, monkeypa
 
 def test_large_shared_weights_are_made_when_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without gradients, one at a time; the outputs are the same, and a layer called twice makes its weight once."""
-    from weightmorph import conditioned as room
+    from weightmorph.conditioned import model as room
 
     model, x = block()
     with torch.no_grad():
@@ -275,7 +275,7 @@ def test_a_convolution_that_something_else_reads_as_well_keeps_its_rows() -> Non
 
 def test_all_norms_together_are_each_norm_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """One multiply and one add per layer, made in one row, also setting by setting."""
-    from weightmorph import conditioned as room
+    from weightmorph.conditioned import model as room
 
     model, x = block()
     repeated = torch.tensor([5.0, 50.0]).repeat_interleave(4)

@@ -1,143 +1,48 @@
-"""`condition()` and `Conditioned`: a frozen network whose weights follow a parameter."""
+"""`Conditioned`: the model, and its call in the order in which it happens."""
 
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from . import folding, storage
-from .errors import (
-    BaseError,
+from .. import folding, storage
+from ..errors import (
     BatchSizeError,
-    ConditioningWarning,
-    ExecutionError,
     ParameterLengthError,
     SelectionError,
-    TransformError,
     UnknownParameterError,
     near,
 )
-from .execution import DEFAULT_MEMORY_LIMIT, Batch, Desk, Scope, StandIn, make
-from .execution.desk import Watch
-from .execution.making import make_vectors
-from .execution.norm import Norm, prepared
-from .execution.rule import Layer, kinds, spreads
-from .execution.tuning import Recorder, Tuner
-from .parameters import Parameter, ParameterSpace, Theta, Value
-from .selection import Select, described, floating, read_as_maps, select_slots
-from .slots import Slot
-from .summary import plan_table, table
-from .trace import Trace, as_call, folded_layers, trace
-from .transforms import Custom, Families, WeightTransform
-from .transforms.registry import describe
-from .view import View
-from .weights import WeightExpression
+from ..execution import DEFAULT_MEMORY_LIMIT, Batch, Desk, Scope, StandIn, make
+from ..execution.desk import Watch
+from ..execution.making import make_vectors
+from ..execution.norm import Norm, prepared
+from ..execution.rule import Layer, kinds, spreads
+from ..execution.tuning import Recorder, Tuner
+from ..parameters import ParameterSpace, Theta, Value
+from ..slots import Slot
+from ..summary import plan_table, table
+from ..trace import Trace, as_call, trace
+from ..transforms import Families, WeightTransform
+from ..transforms.registry import describe
+from ..view import View
+from ..weights import WeightExpression
+from .call import batch_size, buckets, full_precision, refuse_weights
+from .placing import place
 
-__all__ = ["Conditioned", "condition"]
+__all__ = ["Conditioned"]
 
 Self = TypeVar("Self", bound="Conditioned")
 
 LARGE_WEIGHT = 2**16
 """Numbers from which on a weight is made when it is read and not before."""
-
-MIN_PER_BUCKET = 4
-"""Samples that must share a setting on average for a batch to be run setting by setting."""
-
-
-def condition(
-    net: nn.Module,
-    parameters: Mapping[str, Parameter],
-    transform: nn.Module,
-    select: Select | None = None,
-    example: Any = None,
-    *,
-    maps: Mapping[str, Sequence[int]] | None = None,
-) -> Conditioned:
-    r"""Make a frozen network's weights depend on parameters: $f(x; W)$ becomes $f(x; g(W, \theta))$.
-
-    Args:
-        net: any pre-trained module. It is neither modified nor run in train mode, now or later.
-        parameters: name to [`Angle`][weightmorph.Angle], [`Interval`][weightmorph.Interval] …; the names become
-            keyword arguments of the conditioned model.
-        transform: a weight transform, a sum of them, or any module `(weight, code) -> weight`.
-        select: which tensors; by default every convolution, linear and norm layer that a family wants. A glob pattern
-            on tensor or layer names, a layer type, a predicate on [`Slot`][weightmorph.slots.Slot], or a list.
-        example: one input, or a tuple of positional inputs, or a dict of keyword inputs. It is run once to learn where
-            taps lie, and which `Linear` reads a flattened map.
-        maps: layer name to extent, e.g. `{"fc1": (7, 7)}`: says by hand which `Linear` reads a flattened map.
-
-    Returns:
-        the model; call it as the network, with one more keyword per parameter.
-
-    Raises:
-        BaseError: for a network of a kind that cannot be conditioned, or a parameter named like one of its keywords.
-        SelectionError: if no tensor is left to transform.
-
-    Example:
-        >>> from weightmorph import Angle, LowRank, Scale, condition
-        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
-        >>> model = condition(net, {"angle": Angle("deg")}, LowRank(2) + Scale())
-        >>> model(torch.zeros(5, 1, 28, 28), angle=[0, 10, 20, 30, 40]).shape
-        torch.Size([5, 10])
-    """
-    space = parameters if isinstance(parameters, ParameterSpace) else ParameterSpace(parameters)
-    if not isinstance(transform, nn.Module):
-        raise TransformError(
-            f"transform: expected a weight transform such as Warp() + LowRank(8), or a module, got {transform!r}"
-        )
-    recipe = transform if isinstance(transform, WeightTransform) else Custom(transform)
-    if not isinstance(net, nn.Module):
-        raise BaseError(f"expected an nn.Module to condition, got {type(net).__name__}")
-    if isinstance(net, Conditioned):
-        raise BaseError("the network is conditioned already: give all parameters to one condition() call")
-    _refuse_clashes(net, space)
-    view = View(net)
-    slots, notes = select_slots(net, select)
-    seen = None
-    if example is not None:
-        args, inputs = as_call(example)
-        seen = trace(view.clone(), slots, args, inputs)
-        slots = [seen.apply(slot) for slot in slots]
-    if maps:
-        slots = read_as_maps(slots, dict(maps))
-    wanted = [slot for slot in slots if recipe.wants(slot, space)]
-    if not wanted:
-        raise SelectionError(
-            f"{recipe!r} applies to none of the selected tensors ({', '.join(s.name for s in slots[:8])}); a family "
-            "that moves taps needs a convolution, or a Linear over a flattened map (give example=)"
-        )
-    if seen is not None:
-        unread = [s.name for s in wanted if s.name not in seen.consumed]
-        if unread:
-            notes.append(f"not read by the example's forward, so never conditioned: {', '.join(unread)}")
-            wanted = [s for s in wanted if s.name in seen.consumed]
-    for note in notes:
-        warnings.warn(note, ConditioningWarning, stacklevel=2)
-    folded = folded_layers(view.clone, wanted, example) if seen is not None else None
-    model = Conditioned(view, space, recipe, wanted, floating(net), seen, folded)
-    model.selected = described(select)
-    return model
-
-
-def _refuse_clashes(net: nn.Module, space: ParameterSpace) -> None:
-    if "fold" in space:
-        raise BaseError("parameter 'fold' is also an argument of bake(); give the parameter another name")
-    taken = [name for name in space if name in inspect.signature(net.forward).parameters]
-    if taken:
-        raise BaseError(
-            f"parameter {taken[0]!r} is also an argument of {type(net).__name__}.forward; give the parameter another "
-            "name"
-        )
 
 
 class Conditioned(nn.Module):
@@ -194,7 +99,7 @@ class Conditioned(nn.Module):
         self._make_weights(scope, theta, tracing, first.shape if first is not None else ())
         root = self._fixed[1] if tracing else self._clone(scope)
         try:
-            return _refuse_weights(root(*args, **kwargs))
+            return refuse_weights(root(*args, **kwargs))
         finally:
             if tracing:  # an eager scope must outlive the call: checkpointed blocks are recomputed from it
                 scope.made, scope.remake, scope.batch = {}, None, None
@@ -209,7 +114,7 @@ class Conditioned(nn.Module):
                 f"{near(unknown[0], self.space)}, and the base takes {', '.join(self.view.keywords)}"
             )
         theta = self._prepare(values, check=not tracing)
-        size = _size(theta)
+        size = batch_size(theta)
         inputs = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
         if size is not None and inputs is not None and (inputs.dim() == 0 or inputs.shape[0] != size):
             raise ParameterLengthError(
@@ -232,19 +137,19 @@ class Conditioned(nn.Module):
 
     def _make_weights(self, scope: Scope, theta: Theta, tracing: bool, shape: Sequence[int] = ()) -> None:
         """Make the weights of one call, before the base runs on an input of that shape."""
-        size, index = _size(theta), None
+        size, index = batch_size(theta), None
         if size is not None:
             self._refuse_folded()
-            theta, index = (theta, None) if tracing else _buckets(theta, size)
+            theta, index = (theta, None) if tracing else buckets(theta, size)
         scope.grad = torch.is_grad_enabled()
         scope.remake = lambda name: self._operand(name, self._encode(theta))
-        with _full_precision(self.view.device):
+        with full_precision(self.view.device):
             code = self._encode(theta)
             scope.made = self._operands(scope, code, tracing, shape)
             norms = prepared(self._norms, scope.made, index) if size is not None and not tracing else {}
         if size is not None:
             plain = Batch(size, None, (), None, self.memory_limit, self.folded is not None, self.desk, norms)
-            scope.batch = plain if index is None else plain.bucketed(index, cast(int, _size(theta)))
+            scope.batch = plain if index is None else plain.bucketed(index, cast(int, batch_size(theta)))
 
     def _operands(
         self, scope: Scope, code: Tensor, tracing: bool, shape: Sequence[int]
@@ -355,7 +260,7 @@ class Conditioned(nn.Module):
             ParameterLengthError: if θ is not one value per parameter.
         """
         root = self.view.clone()
-        self._place(root, self._one_setting("at", theta))
+        place(root, self.slots, self._one_setting("at", theta))
         return root
 
     def bake(self, *, fold: Any = False, **theta: Value) -> nn.Module:
@@ -374,7 +279,7 @@ class Conditioned(nn.Module):
         """
         values = self._one_setting("bake", theta)
         root = self.view.plain()
-        self._place(root, values)
+        place(root, self.slots, values)
         if fold is not False:
             folding.fold(root, *as_call(self._zeros() if fold is True else fold))
         return root
@@ -389,30 +294,15 @@ class Conditioned(nn.Module):
 
     def _one_setting(self, method: str, theta: Mapping[str, Value]) -> dict[str, Tensor]:
         prepared = self._prepare(theta)
-        if _size(prepared) is not None:
+        if batch_size(prepared) is not None:
             raise ParameterLengthError(
-                f"{method}: expected one value per parameter, got {_size(prepared)}; call it once per setting"
+                f"{method}: expected one value per parameter, got {batch_size(prepared)}; call it once per setting"
             )
         with torch.no_grad():
             code = self._encode(prepared)
             if self._at_anchor(code):
                 return self._frozen
             return self.weights(**theta)
-
-    def _place(self, root: nn.Module, values: Mapping[str, Tensor]) -> None:
-        """Put weights into a copy of the network, at every name that each tensor has."""
-        modules = dict(root.named_modules(remove_duplicate=False))
-        for name, slot in self.slots.items():
-            module = modules[slot.layer]
-            old = cast(nn.Parameter, module._parameters[slot.attribute])
-            new = nn.Parameter(values[name].detach().clone(), requires_grad=old.requires_grad)
-            grow = [(n - k) // 2 for n, k in zip(new.shape[2:], slot.kernel, strict=False)] if slot.growable else []
-            for other in modules.values():
-                for attribute, value in list(other._parameters.items()):
-                    if value is old:
-                        other._parameters[attribute] = new
-                        if any(grow):
-                            _widen(cast(nn.modules.conv._ConvNd, other), grow)
 
     # What any module can do.
 
@@ -516,7 +406,7 @@ class Conditioned(nn.Module):
         """
         if any(name in kwargs for name in self.space):
             recorder = Recorder()
-            size = _size(self._prepare({n: v for n, v in kwargs.items() if n in self.space}))
+            size = batch_size(self._prepare({n: v for n, v in kwargs.items() if n in self.space}))
             with torch.no_grad():
                 self._watched(recorder)(*args, **kwargs)
             return plan_table(self.slots, recorder.rows, size)
@@ -527,44 +417,3 @@ class Conditioned(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.view.classes[0].__name__} on {', '.join(self.space)}: {len(self.slots)} tensors"
-
-
-def _full_precision(device: torch.device) -> AbstractContextManager[None]:
-    """The code side is small, and an angle in half precision is a coarse one: autocast is for the base's layers."""
-    enabled = torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
-
-
-def _size(theta: Theta) -> int | None:
-    """B, or None where θ is shared."""
-    value = next(iter(theta.values()))
-    return value.shape[0] if value.dim() else None
-
-
-def _buckets(theta: Theta, size: int) -> tuple[Theta, Tensor | None]:
-    """The distinct settings and each sample's, where few are distinct and counting them costs no synchronisation."""
-    stacked = torch.stack(list(theta.values()), -1)
-    if stacked.device.type != "cpu" or stacked.requires_grad or size < MIN_PER_BUCKET:
-        return theta, None
-    settings, index = torch.unique(stacked, dim=0, return_inverse=True)
-    if len(settings) * MIN_PER_BUCKET > size:
-        return theta, None
-    return dict(zip(theta, settings.unbind(-1), strict=True)), index
-
-
-def _widen(layer: nn.modules.conv._ConvNd, grow: Sequence[int]) -> None:
-    """Tell a convolution that its kernel has grown."""
-    layer.kernel_size = tuple(k + 2 * n for k, n in zip(layer.kernel_size, grow, strict=True))
-    if layer.padding != "same":
-        own = (0,) * len(grow) if isinstance(layer.padding, str) else layer.padding
-        layer.padding = tuple(p + n * d for p, n, d in zip(own, grow, layer.dilation, strict=True))
-        layer._reversed_padding_repeated_twice = [p for p in reversed(layer.padding) for _ in (0, 1)]
-
-
-def _refuse_weights(output: Any) -> Any:
-    """An output must not hold a weight: it would carry a hidden batch axis."""
-    if isinstance(output, StandIn):
-        raise ExecutionError(f"the base returns {output!r}, a weight; read it with model.weights(…)")
-    for item in output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else ():
-        _refuse_weights(item)
-    return output

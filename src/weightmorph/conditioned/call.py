@@ -1,0 +1,50 @@
+"""What a call looks at before and after the base runs: θ's batch, its distinct settings, the output."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ExecutionError
+from ..execution import StandIn
+from ..parameters import Theta
+
+__all__ = ["MIN_PER_BUCKET", "batch_size", "buckets", "full_precision", "refuse_weights"]
+
+MIN_PER_BUCKET = 4
+"""Samples that must share a setting on average for a batch to be run setting by setting."""
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[None]:
+    """The code side is small, and an angle in half precision is a coarse one: autocast is for the base's layers."""
+    enabled = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
+
+
+def batch_size(theta: Theta) -> int | None:
+    """B, or None where θ is shared."""
+    value = next(iter(theta.values()))
+    return value.shape[0] if value.dim() else None
+
+
+def buckets(theta: Theta, size: int) -> tuple[Theta, Tensor | None]:
+    """The distinct settings and each sample's, where few are distinct and counting them costs no synchronisation."""
+    stacked = torch.stack(list(theta.values()), -1)
+    if stacked.device.type != "cpu" or stacked.requires_grad or size < MIN_PER_BUCKET:
+        return theta, None
+    settings, index = torch.unique(stacked, dim=0, return_inverse=True)
+    if len(settings) * MIN_PER_BUCKET > size:
+        return theta, None
+    return dict(zip(theta, settings.unbind(-1), strict=True)), index
+
+
+def refuse_weights(output: Any) -> Any:
+    """An output must not hold a weight: it would carry a hidden batch axis."""
+    if isinstance(output, StandIn):
+        raise ExecutionError(f"the base returns {output!r}, a weight; read it with model.weights(…)")
+    for item in output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else ():
+        refuse_weights(item)
+    return output
