@@ -438,13 +438,13 @@ def rewrite(path: Path, alter: Callable[[dict[str, Any], dict[str, Tensor]], obj
 
 ALTERED: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], object], str]] = {
     "a tensor is missing": (
-        lambda h, t: t.pop("transform.scale.0.bias.slope"),
-        r"1 of \d+ tensors are missing: transform\.scale\.0\.bias\.slope",
+        lambda h, t: t.pop("transform.scale.1.bias.slope"),
+        r"1 of \d+ tensors are missing: transform\.scale\.1\.bias\.slope",
     ),
     "a tensor too many": (lambda h, t: t.update(x=torch.ones(1)), "does not name: x"),
     "a tensor has changed": (
-        lambda h, t: t["transform.scale.0.bias.slope"].add_(1),
-        r"other bytes than were written in transform\.scale\.0\.bias\.slope",
+        lambda h, t: t["transform.scale.1.bias.slope"].add_(1),
+        r"other bytes than were written in transform\.scale\.1\.bias\.slope",
     ),
     "a newer format": (
         lambda h, t: h.update(format=7),
@@ -461,7 +461,8 @@ ALTERED: dict[str, tuple[Callable[[dict[str, Any], dict[str, Tensor]], object], 
     "no such option": (lambda h, t: h["transform"]["parts"][0].update(speed=1), "Warp.*speed"),
     "no transform": (lambda h, t: h.update(transform={}), "cannot be made again: 'type'"),
     "fewer slots": (lambda h, t: h["slots"].pop(), "do not fit the transform"),
-    "a slot of another layer": (lambda h, t: h["slots"][0].update(name="9.weight"), r"no tensor 9\.weight"),
+    "a slot of another layer": (lambda h, t: h["slots"][0].update(name="9.weight"), r"'9\.weight' cannot be a tensor"),
+    "a slot of no layer": (lambda h, t: h["slots"][0].update(name="9.weight", layer="9"), r"no tensor 9\.weight"),
     "a slot elsewhere": (lambda h, t: h["slots"][0].update(shape=[4, 1, 5, 5]), r"no tensor 0\.weight of shape"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from zoo import FAMILIES, conditioned, settings, shake
 
 import weightmorph as wm
 from weightmorph import errors
-from weightmorph.execution import convolution
+from weightmorph.execution import calls, convolution
 from weightmorph.transforms.lie import exponential
 from weightmorph.transforms.resample import solve
 
@@ -237,18 +238,18 @@ def test_what_cannot_be_exported_is_said() -> None:
 )
 def test_a_transposed_convolution_as_a_plain_one(dims: int, options: dict[str, Any]) -> None:
     """Zeros between the pixels and the kernel reversed give what torch's own gives, sample by sample."""
-    function = convolution.TRANSPOSED[dims]
+    function = calls.TRANSPOSED[dims]
     x = torch.randn(2, 4, *(5, 4, 3)[:dims], dtype=torch.float64)
     dense = torch.randn(2, 4, 3, *(3, 2, 4)[:dims], dtype=torch.float64)
 
     def each(name: str, default: int) -> tuple[int, ...]:
         return (options.get(name, default),) * dims
 
-    call = convolution.Convolution(
+    call = calls.Convolution(
         function, dims, each("stride", 1), each("padding", 0), each("dilation", 1), options.get("groups", 1),
         each("output_padding", 0),
     )  # fmt: skip
-    got = convolution._product(*convolution._spread(call, x, dense), ())
+    got = convolution._traced_product(call, x, dense, ())
     expected = torch.cat([function(x[i : i + 1], dense[i], None, **options) for i in range(2)])
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
@@ -327,6 +328,41 @@ def test_onnx_runtime_agrees_on_other_layers(layer: str, tmp_path: Path) -> None
     [got] = ort(tmp_path / "model.onnx")(input=x, **theta)
     with torch.no_grad():
         np.testing.assert_allclose(got, model(x, **theta).numpy(), rtol=ONNX, atol=ONNX)
+
+
+def whole(name: str) -> tuple[nn.Module, Tensor, Callable[[Any], Tensor]]:
+    """The demo's network, ResNet's shape (bottlenecks, strides, shortcuts) and EfficientNet-Lite0."""
+    if name == "demo":
+        from digits import SmallCNN
+
+        return SmallCNN(), torch.randn(4, 1, 28, 28), lambda output: output
+    from test_bases import efficientnet, transformers_resnet
+
+    net, (x,), read = efficientnet() if name == "efficientnet" else transformers_resnet()
+    return net, torch.cat((x, x[:1])), read
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "family", "per_sample"),
+    [
+        ("demo", "sum", True), ("demo", "lie", False), ("resnet", "sum", False), ("resnet", "lowrank", True),
+        ("efficientnet", "lowrank", False),
+    ],
+)  # fmt: skip
+def test_onnx_runtime_agrees_on_whole_networks(name: str, family: str, per_sample: bool, tmp_path: Path) -> None:
+    """A few of all; `benchmarks/onnx_files.py` goes through every family on each."""
+    net, x, read = whole(name)
+    model = wm.condition(net.eval(), {"angle": wm.Angle("deg", harmonics=2)}, FAMILIES[family](), example=x[:1])
+    shake(model, 0.02)
+    wm.export_onnx(model, tmp_path / "model.onnx", x[:2], per_sample=per_sample)
+    run = ort(tmp_path / "model.onnx")
+    first = run.session.get_inputs()[0].name
+    for size in (4, 1):
+        theta = angle(per_sample, size)
+        [got] = run(**{first: x[:size], "angle": theta})
+        with torch.no_grad():
+            np.testing.assert_allclose(got, read(model(x[:size], angle=theta)).numpy(), rtol=ONNX, atol=ONNX)
 
 
 def test_onnx_with_several_inputs_and_outputs(tmp_path: Path) -> None:

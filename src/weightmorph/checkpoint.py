@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import storage
 from .conditioned import Conditioned
-from .errors import BaseError, CheckpointError, TransformError
+from .errors import BaseError, CheckpointError, TransformError, WeightmorphError
 from .storage import Fingerprint, Record, listed
 from .trace import Trace
-from .transforms import Custom, WeightTransform
+from .transforms import Custom, Families, WeightTransform
 from .transforms.registry import describe, foreign, remake, same
 from .view import View
 
@@ -56,28 +58,67 @@ def load(path: str | os.PathLike[str], net: nn.Module, *, transform: nn.Module |
     if not isinstance(net, nn.Module) or isinstance(net, Conditioned):
         raise BaseError(f"{path}: expected the plain network to load onto, got {type(net).__name__}")
     view = View(net)
-    _refuse_another_base(path, record, Fingerprint.of(view.tensors()), type(net).__name__)
+    found = Fingerprint.of(view.tensors())
+    advice = "load it onto the network that it was trained for, in the state in which it was trained"
+    record.base.expect(found, str(path), (record.network, type(net).__name__), advice)
     _refuse_other_slots(path, record, view)
     recipe = _recipe(path, record, transform)
+    model = _made(path, record, recipe, view, tensors)
+    model.memory_limit, model.selected = record.memory_limit, record.selected
+    # Measured elsewhere, perhaps by another release: a plan that does not fit is no reason not to load the model.
+    with contextlib.suppress(WeightmorphError, AttributeError, LookupError, TypeError, ValueError):
+        model.plan = None if record.plan is None else dict(record.plan)
+    return model
+
+
+def _made(
+    path: str | os.PathLike[str], record: Record, recipe: WeightTransform, view: View, tensors: Mapping[str, Tensor]
+) -> Conditioned:
+    """The model, with the file's tensors in it."""
     seen = None if record.positions is None else Trace(positions=dict(record.positions))
     # The transform is initialised only to be overwritten: that must not move the user's random numbers.
     with torch.random.fork_rng(devices=[]):
         try:
+            # First without memory: a recipe that does not belong to the tensors may ask for any amount of it.
+            with torch.device("meta"):
+                wanted = _shapes(Families(recipe, record.slots, record.space), "transform.")
+            _refuse_other_shapes(path, recipe, wanted, tensors)
             model = Conditioned(view, record.space, recipe, record.slots, record.dtype, seen, record.folded)
-        except (TransformError, KeyError) as error:
-            raise CheckpointError(f"{path}: the transform cannot be made again: {error}") from error
-    model.memory_limit, model.selected = record.memory_limit, record.selected
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    given = {name: tuple(value.shape) for name, value in tensors.items()}
-    if wanted != given:
-        odd = [
-            f"{name} ({given.get(name, 'missing')}, expected {wanted.get(name, 'none')})"
-            for name in dict.fromkeys((*wanted, *given))
-            if wanted.get(name) != given.get(name)
-        ]
-        raise CheckpointError(f"{path}: the tensors do not fit the transform {recipe!r}: {listed(odd)}")
-    model.load_state_dict(tensors)
+        except CheckpointError:
+            raise
+        except Exception as error:  # whatever a family says to options that no release has written
+            raise CheckpointError(f"{path}: the transform cannot be made again: {_told(error)}") from error
+    # Once more, for a module of the user's own keeps its tensors, wherever it is made.
+    _refuse_other_shapes(path, recipe, _shapes(model), tensors)
+    model.load_state_dict(dict(tensors))
     return model
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, TransformError | KeyError) else f"{type(error).__name__}: {error}"
+
+
+def _shapes(module: nn.Module, prefix: str = "") -> dict[str, tuple[int, ...]]:
+    return {prefix + name: tuple(value.shape) for name, value in module.state_dict().items()}
+
+
+def _refuse_other_shapes(
+    path: str | os.PathLike[str],
+    recipe: WeightTransform,
+    wanted: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    given = {name: tuple(value.shape) for name, value in tensors.items()}
+    if wanted == given:
+        return
+    odd = [
+        f"{name} ({given.get(name, 'missing')}, expected {wanted.get(name, 'none')})"
+        for name in dict.fromkeys((*wanted, *given))
+        if wanted.get(name) != given.get(name)
+    ]
+    raise CheckpointError(
+        f"{path}: the tensors do not fit the transform {' + '.join(map(repr, recipe.parts))}: {listed(odd)}"
+    )
 
 
 def peek(path: str | os.PathLike[str]) -> Record:
@@ -87,23 +128,6 @@ def peek(path: str | os.PathLike[str]) -> Record:
         CheckpointError: if the file is damaged, incomplete, or of a newer format.
     """
     return storage.read(path)[0]
-
-
-def _refuse_another_base(path: str | os.PathLike[str], record: Record, found: Fingerprint, network: str) -> None:
-    differences = record.base.differences(found)
-    if not differences:
-        return
-    dtype = record.base.recast(found)
-    advice = (
-        f"the model was saved in {dtype}: load it onto net.to(torch.{dtype})"
-        if dtype
-        else "load it onto the network that it was trained for, in the state in which it was trained"
-    )
-    raise BaseError(
-        f"{path}: saved for another base: for a {record.network} with fingerprint {record.base}, and this is a "
-        f"{network} with fingerprint {found}. {len(differences)} of {len(record.base.tensors)} tensors differ: "
-        f"{listed(differences)}. Hint: {advice}"
-    )
 
 
 def _refuse_other_slots(path: str | os.PathLike[str], record: Record, view: View) -> None:
@@ -127,15 +151,21 @@ def _recipe(path: str | os.PathLike[str], record: Record, transform: nn.Module |
                     "the recipe as it was: load(path, net, transform=…)"
                 )
             return remake(record.recipe)
-        except (TransformError, KeyError, TypeError) as error:
+        except CheckpointError:
+            raise
+        except Exception as error:  # whatever becomes of a recipe that no release has written
             raise CheckpointError(
-                f"{path}: the transform cannot be made again: {error}; it was saved with weightmorph "
+                f"{path}: the transform cannot be made again: {_told(error)}; it was saved with weightmorph "
                 f"{record.written_by.get('weightmorph', 'unknown')}, this is {storage.versions()['weightmorph']}"
             ) from error
     if not isinstance(transform, nn.Module):
         raise CheckpointError(f"transform: expected a weight transform or a module, got {type(transform).__name__}")
     recipe = transform if isinstance(transform, WeightTransform) else Custom(transform)
-    if not same(describe(recipe), record.recipe):
+    try:
+        agree = same(describe(recipe), record.recipe)
+    except (KeyError, TypeError, AttributeError):
+        agree = False
+    if not agree:
         raise CheckpointError(
             f"{path}: another transform than was saved: expected {record.recipe}, got {describe(recipe)}"
         )

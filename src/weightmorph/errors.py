@@ -18,6 +18,8 @@ WeightmorphError
 ├── TrainingError             data, an objective or a budget that cannot be trained with, or a loss that is not finite
 ├── BaseError                 the base network cannot be conditioned, or is another one than at save
 ├── CheckpointError           a file that is missing a piece, or is not one of ours
+├── ConfigError               a configuration or a flag of the command line that cannot be used
+├── RequestError              a request to the server that cannot be answered
 └── MissingDependencyError    an optional package is absent (also an ImportError)
 ```
 
@@ -36,6 +38,7 @@ __all__ = [
     "BatchSizeError",
     "CheckpointError",
     "ConditioningWarning",
+    "ConfigError",
     "ExecutionError",
     "InputError",
     "MemoryLimitError",
@@ -47,6 +50,7 @@ __all__ = [
     "ParameterLengthError",
     "ParameterValueError",
     "RankError",
+    "RequestError",
     "SelectionError",
     "TrainingError",
     "TransformError",
@@ -123,6 +127,18 @@ class BaseError(WeightmorphError, ValueError):
 
 class CheckpointError(WeightmorphError, ValueError):
     """A file is damaged, incomplete, or not a weightmorph checkpoint."""
+
+
+class ConfigError(WeightmorphError, ValueError):
+    """A configuration file or a flag of the command line cannot be used."""
+
+
+class RequestError(WeightmorphError, ValueError):
+    """A request cannot be answered; `status` is the HTTP status that says why."""
+
+    def __init__(self, message: str, status: int = 422) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class MissingDependencyError(WeightmorphError, ImportError):

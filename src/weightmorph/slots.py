@@ -39,8 +39,8 @@ class Slot:
         pixel: how many pixels of the network's input one pixel of that map spans.
         fixed: the taps have places on the image (a `Linear` after a flatten), so a translation moves them.
         growable: the kernel may be given a larger support by padding it and the layer's `padding` alike.
-        normed: the layer's output goes to a norm layer and nowhere else, whose own scale is conditioned (an example shows
-            it): a scale of the rows would do again what that one does.
+        normed: the layer's output goes to a norm layer and nowhere else, whose own scale is conditioned (an example
+            shows it): a scale of the rows would do again what that one does.
         explicit: the user asked for it by name, so what does not fit is an error and not a note.
     """
 

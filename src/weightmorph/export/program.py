@@ -1,16 +1,12 @@
-"""Graphs that run without this library, with θ as an input: `torch.export` and ONNX."""
+"""The model as one traced graph: `torch.export`."""
 
 from __future__ import annotations
 
 import copy
 import inspect
-import json
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +14,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from .conditioned import Conditioned
-from .errors import ExecutionError, WeightmorphError, require
-from .storage import versions
-from .transforms.registry import plain
+from ..conditioned import Conditioned
+from ..errors import ExecutionError, WeightmorphError
+from .constant import Constant
 
-__all__ = ["export_onnx", "export_program"]
+__all__ = ["BATCH", "Call", "call_of", "export_program", "program_of"]
 
 BATCH = "batch"
 
@@ -34,6 +29,7 @@ def export_program(
     *,
     per_sample: bool = False,
     dynamic_batch: bool = True,
+    constant_weights: bool = False,
     strict: bool = False,
 ) -> ExportedProgram:
     r"""The model as one graph $(x, \theta) \mapsto f(x; W(\theta))$, with θ in the parameters' own units.
@@ -47,13 +43,17 @@ def export_program(
         per_sample: one θ per sample, each parameter a tensor `(B,)`; otherwise one for the batch, a tensor `()`.
         dynamic_batch: leave B open. Every input whose first axis is as long as the first input's is taken to be
             batched. False fixes B to the example's.
+        constant_weights: give every convolution and linear layer constant weights, for targets that want them: θ then
+            acts on activations, between constant layers (`conv(x, W) + U (g(θ) ⊙ conv(x, V))`). It is exact, it costs
+            what the extra layers cost, and not every family has such a form.
         strict: as in `torch.export.export`.
 
     Returns:
         the program. `program.module()` is called as the model is, with tensors for θ; a `Categorical` takes indices.
 
     Raises:
-        ExecutionError: if the network cannot be traced so; torch's own words follow.
+        ExecutionError: if the network cannot be traced so; torch's own words follow. With `constant_weights`, if a
+            tensor has no such form: the families and layers are named, and what to do.
 
     Example:
         >>> import weightmorph as wm
@@ -63,69 +63,12 @@ def export_program(
         >>> program.module()(torch.zeros(5, 1, 8, 8), angle=torch.arange(5.0)).shape
         torch.Size([5, 10])
     """
-    return _program(_call(model, args, per_sample, dynamic_batch), strict)
-
-
-def export_onnx(
-    model: Conditioned,
-    path: str | os.PathLike[str],
-    args: Any,
-    *,
-    per_sample: bool = False,
-    dynamic_batch: bool = True,
-) -> None:
-    """Write the model as an ONNX file whose inputs are the base's own and one per parameter.
-
-    The inputs keep their names, the outputs are `output`, or `output_0`, `output_1` … The file's metadata hold, under
-    `weightmorph`, the parameters with their units and ranges as JSON. The file is written beside `path` first and then
-    moved. A model of more than 2 GB gets a second file beside it, as ONNX demands.
-
-    Args:
-        model, args, per_sample, dynamic_batch: as for [`export_program`][weightmorph.export_program].
-        path: where to, customarily `*.onnx`.
-
-    Raises:
-        ExecutionError: if the network cannot be traced, or holds an operation that ONNX does not know.
-        MissingDependencyError: if onnx or onnxscript is not installed.
-        OSError: if the file cannot be written.
-    """
-    for package in ("onnx", "onnxscript"):
-        require(package, "onnx", "exporting to ONNX")
-    call = _call(model, args, per_sample, dynamic_batch)
-    program = _program(call, strict=False)
-    count = len(program.graph_signature.user_outputs)
-    outputs = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
-    with warnings.catch_warnings():
-        # Torch's exporter copies a tree of a kind that torch itself has deprecated, and minds that one name is given to
-        # the first axis of several inputs, which is what is meant.
-        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-        warnings.filterwarnings("ignore", message="# The axis name: batch")
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        try:
-            made = torch.onnx.export(
-                program, dynamo=True, verbose=False, output_names=outputs, dynamic_shapes=call.shapes(lambda: BATCH)
-            )
-        except Exception as error:  # whatever the exporter says to an operation it does not know
-            raise ExecutionError(f"the model cannot be written as ONNX: {_last(error)}") from error
-    assert made is not None
-    about = {
-        "parameters": model.space.config(),
-        "per_sample": per_sample,
-        "transform": model.recipe,
-        "written_by": versions(),
-    }
-    made.model.metadata_props["weightmorph"] = json.dumps(plain(about), ensure_ascii=False)
-    path = Path(path)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        made.save(Path(folder) / path.name)
-        # The model comes last: it is of no use without its data.
-        for file in sorted(Path(folder).iterdir(), key=lambda f: f.name == path.name):
-            os.replace(file, path.parent / file.name)
+    return program_of(call_of(model, args, per_sample, dynamic_batch, constant_weights), strict)
 
 
 @dataclass(frozen=True)
-class _Call:
-    """An example call of the model, under the names of its inputs."""
+class Call:
+    """An example call of a module, under the names of its inputs."""
 
     module: nn.Module
     positional: tuple[Any, ...]
@@ -155,23 +98,39 @@ class _Traced(nn.Module):
         super().__init__()
         self.model, self.base = model, model._fixed[1]
 
-    @classmethod
-    def under(cls, names: Sequence[str], keywords: Sequence[str]) -> type[_Traced]:
-        """With a signature that export can read: the inputs by their names, then θ."""
-
-        def forward(self: _Traced, *args: Any, **kwargs: Any) -> Any:
-            return self.model(*args, **kwargs)
-
-        positional = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", *names)]
-        keyword = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in keywords]
-        forward.__signature__ = inspect.Signature(positional + keyword)  # type: ignore[attr-defined]
-        return type(cls.__name__, (cls,), {"forward": forward})
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """What is traced."""
+        return self.model(*args, **kwargs)
 
 
-def _call(model: Conditioned, args: Any, per_sample: bool, dynamic_batch: bool) -> _Call:
-    """The example, with at least two samples if their number is to be left open: export takes a 1 for a constant."""
+def _signed(module: nn.Module, names: Sequence[str], keywords: Sequence[str]) -> nn.Module:
+    """The module under a signature that export can read: the inputs by their names, then θ."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.call(*args, **kwargs)
+
+    positional = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", *names)]
+    keyword = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in keywords]
+    forward.__signature__ = inspect.Signature(positional + keyword)  # type: ignore[attr-defined]
+    module.__class__ = type(type(module).__name__, (type(module),), {"forward": forward})
+    return module
+
+
+def call_of(model: Conditioned, args: Any, per_sample: bool, dynamic_batch: bool, constant_weights: bool) -> Call:
+    """The example call of a model, θ at the anchor."""
     if not isinstance(model, Conditioned):
         raise ExecutionError(f"expected a model made by condition(), got {type(model).__name__}")
+    positional, keyword, size = inputs_of(args, dynamic_batch)
+    names = names_of(model.frozen(), positional, keyword)
+    theta = _theta(model, size if per_sample else None)
+    # A copy, for tracing goes through the model's one fixed clone, and in eval mode, which the base is in anyway.
+    copied = copy.deepcopy(model).eval()
+    module = _signed(Constant(copied) if constant_weights else _Traced(copied), names, [*keyword, *theta])
+    return Call(module, positional, keyword | theta, names, size if dynamic_batch else None)
+
+
+def inputs_of(args: Any, dynamic_batch: bool) -> tuple[tuple[Any, ...], dict[str, Any], int]:
+    """The example, with at least two samples if their number is to be left open: export takes a 1 for a constant."""
     positional: tuple[Any, ...] = () if isinstance(args, dict) else args if isinstance(args, tuple) else (args,)
     keyword = dict(args) if isinstance(args, dict) else {}
     batched = [v for v in pytree.tree_leaves((positional, keyword)) if isinstance(v, Tensor) and v.dim()]
@@ -186,16 +145,12 @@ def _call(model: Conditioned, args: Any, per_sample: bool, dynamic_batch: bool) 
 
         positional, keyword = pytree.tree_map(doubled, (positional, keyword))
         size = 2
-    names = _names(model, positional, keyword)
-    theta = _theta(model, size if per_sample else None)
-    # A copy, for tracing goes through the model's one fixed clone, and in eval mode, which the base is in anyway.
-    module = _Traced.under(names, [*keyword, *theta])(copy.deepcopy(model).eval())
-    return _Call(module, positional, keyword | theta, names, size if dynamic_batch else None)
+    return positional, keyword, size
 
 
-def _names(model: Conditioned, positional: Sequence[Any], keyword: Mapping[str, Any]) -> list[str]:
-    """What the base calls its positional inputs."""
-    signature = inspect.signature(model.frozen().forward)
+def names_of(net: nn.Module, positional: Sequence[Any], keyword: Mapping[str, Any]) -> list[str]:
+    """What a network calls its positional inputs."""
+    signature = inspect.signature(net.forward)
     try:
         signature.bind(*positional, **keyword)
     except TypeError as error:
@@ -214,7 +169,8 @@ def _theta(model: Conditioned, size: int | None) -> dict[str, Tensor]:
     }
 
 
-def _program(call: _Call, strict: bool) -> ExportedProgram:
+def program_of(call: Call, strict: bool = False) -> ExportedProgram:
+    """The call traced."""
     shapes = call.shapes(lambda: Dim(BATCH))
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -229,10 +185,3 @@ def _program(call: _Call, strict: bool) -> ExportedProgram:
             f"the model cannot be traced by torch.export{hint}; or bake one setting, model.bake(…), and export that: "
             f"{error}"
         ) from error
-
-
-def _last(error: BaseException) -> str:
-    """The first cause: an exporter's own message is a page about itself."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {error}"

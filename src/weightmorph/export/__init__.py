@@ -1,0 +1,6 @@
+"""Graphs that run without this library, with θ as an input: `torch.export` and ONNX."""
+
+from .onnx import PlainGraph, computed_weights, export_onnx
+from .program import export_program
+
+__all__ = ["PlainGraph", "computed_weights", "export_onnx", "export_program"]
