@@ -1,13 +1,17 @@
 """Condition any frozen PyTorch network on a parameter by learning to transform its weights."""
 
 from . import errors, inputs
+from .baking import bake_many
 from .checkpoint import load
 from .conditioned import Conditioned, condition
+from .delta import Delta, DeltaBook, apply_delta
 from .evaluate import Contender, Evaluation, evaluate
 from .export import export_onnx, export_program
 from .fit import fine_tune, fit
+from .hub import from_pretrained, push_to_hub, save_pretrained
 from .objectives import Distillation, Supervised
 from .parameters import Angle, Categorical, Interval, LogInterval, ParameterSpace
+from .quantize import quantize_onnx
 from .report import report
 from .transforms import Custom, Lie, LowRank, PerFilter, Scale, Subspace, Warp, WeightTransform
 
@@ -19,6 +23,8 @@ __all__ = [
     "Conditioned",
     "Contender",
     "Custom",
+    "Delta",
+    "DeltaBook",
     "Distillation",
     "Evaluation",
     "Interval",
@@ -32,6 +38,8 @@ __all__ = [
     "Supervised",
     "Warp",
     "WeightTransform",
+    "apply_delta",
+    "bake_many",
     "condition",
     "errors",
     "evaluate",
@@ -39,7 +47,11 @@ __all__ = [
     "export_program",
     "fine_tune",
     "fit",
+    "from_pretrained",
     "inputs",
     "load",
+    "push_to_hub",
+    "quantize_onnx",
     "report",
+    "save_pretrained",
 ]

@@ -1,0 +1,245 @@
+"""What a configuration names: functions by import path, the network, and its weights."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, MissingDependencyError, near, require
+from .options import Network
+
+__all__ = ["call", "located", "moved", "named", "network"]
+
+PATHS = ("folder", "idx", "npz")
+"""Sources that are `kind:PATH`."""
+
+
+def located(source: str, folder: Path) -> str:
+    """A source or a file, its path made absolute: a path in a configuration is relative to the configuration's folder.
+
+    Example:
+        >>> located("timm:resnet18", Path("runs")), located("torch.nn:ReLU", Path("runs"))
+        ('timm:resnet18', 'torch.nn:ReLU')
+    """
+    kind, colon, rest = source.partition(":")
+    if colon and kind in PATHS:
+        return f"{kind}:{_absolute(rest, folder)}"
+    file, colon, name = source.rpartition(":")
+    if colon and file.endswith(".py"):
+        return f"{_absolute(file, folder)}:{name}"
+    return source
+
+
+FILES = {"model", "out", "settings", "to", "weights"}
+"""Keys that hold a file or a folder …"""
+
+SOURCES = {"base", "data", "objective", "test_data"}
+"""… and those that hold a source."""
+
+
+def moved(key: str, value: Any, folder: Path) -> Any:
+    """A configuration's value with the paths in it made absolute.
+
+    Example:
+        >>> moved("base", "torch.nn:ReLU", Path("runs")), moved("seed", 3, Path("runs"))
+        ('torch.nn:ReLU', 3)
+    """
+    if isinstance(value, str):
+        if key in FILES:
+            return _absolute(value, folder)
+        recipe = key in ("transform", "input_transform", "parameters") and "(" not in value
+        return located(value, folder) if recipe or key in SOURCES else value
+    if key in ("transform", "input_transform", "parameters"):
+        if isinstance(value, dict):
+            return {name: moved(key, item, folder) if name == "type" else item for name, item in value.items()}
+        if isinstance(value, list):
+            return [moved(key, item, folder) for item in value]
+    return value
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return os.path.abspath(folder / Path(path).expanduser())
+
+
+def named(path: str, where: str) -> Any:
+    """What an import path names. Importing runs the user's own code: they asked for it by name.
+
+    Args:
+        path: `package.module:name` or `file.py:name`.
+        where: the key that holds it, for messages.
+
+    Raises:
+        ConfigError: if there is no such module or name, or if importing it fails.
+
+    Example:
+        >>> named("math:sqrt", "base")(4.0)
+        2.0
+    """
+    module_name, colon, name = path.rpartition(":")
+    if not colon or not module_name or not name.isidentifier():
+        raise ConfigError(f"{where}: expected 'package.module:function' or 'file.py:function', got {path!r}")
+    module = _from_file(Path(module_name), where) if module_name.endswith(".py") else _from_path(module_name, where)
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        raise ConfigError(f"{where}: {module_name} has no {name!r}{near(name, vars(module))}") from None
+
+
+def _from_file(file: Path, where: str) -> ModuleType:
+    file = file.resolve()
+    if not file.is_file():
+        raise ConfigError(f"{where}: there is no file {file}")
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))  # so that a script finds its neighbours, as when it is run
+    known = sys.modules.get(file.stem)
+    if known is not None and getattr(known, "__file__", None) == str(file):
+        return known
+    name = file.stem if _free(file) else f"_user_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(name)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
+        raise _unimportable(where, str(file), error) from error
+    return module
+
+
+def _free(file: Path) -> bool:
+    """May a file be the module of its own name? Whoever imports it as a neighbour then gets the same module."""
+    if not file.stem.isidentifier() or file.stem in sys.modules:
+        return False
+    found = importlib.util.find_spec(file.stem)
+    return found is None or found.origin == str(file)
+
+
+def _from_path(name: str, where: str) -> ModuleType:
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that nothing that lies there stands for an installed package
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise ConfigError(
+                f"{where}: there is no module {error.name!r}: install the package, or name a file, 'file.py:function'"
+            ) from error
+        raise _unimportable(where, name, error) from error
+    except Exception as error:
+        raise _unimportable(where, name, error) from error
+
+
+def _unimportable(where: str, name: str, error: Exception) -> ConfigError:
+    return ConfigError(f"{where}: importing {name} failed: {type(error).__name__}: {error}")
+
+
+def call(path: str, options: Mapping[str, Any], where: str) -> Any:
+    """Call what an import path names; a value that is no function is taken as it is.
+
+    Raises:
+        ConfigError: if it cannot be called so, or raises.
+    """
+    function: Callable[..., Any] = named(path, where)
+    if not callable(function) or isinstance(function, nn.Module):
+        if options:
+            raise ConfigError(f"{where}_options: {path} is no function, so it takes no options")
+        return function
+    try:
+        return function(**options)
+    except MissingDependencyError:
+        raise
+    except Exception as error:
+        given = f"({', '.join(f'{k}={v!r}' for k, v in options.items())})"
+        raise ConfigError(f"{where}: {path}{given} failed: {type(error).__name__}: {error}") from error
+
+
+def network(options: Network) -> nn.Module:
+    """The frozen network: made by its function, filled with its weights, in eval mode.
+
+    Raises:
+        ConfigError: if no base is named, or it or its weights cannot be had.
+        MissingDependencyError: for `timm:NAME` without timm.
+    """
+    if options.base is None:
+        raise ConfigError("base: which network? expected 'package.module:function', 'file.py:function' or 'timm:NAME'")
+    torch.manual_seed(options.seed)  # a network with random weights is the same one each time
+    if options.base.startswith("timm:"):
+        net = _timm(options.base.removeprefix("timm:"), options.base_options)
+    else:
+        net = call(options.base, options.base_options, "base")
+    if not isinstance(net, nn.Module):
+        raise ConfigError(f"base: {options.base} gave a {type(net).__name__}, and should give an nn.Module")
+    if options.weights is not None:
+        _fill(net, tensors(Path(options.weights), options.weights_key), options.weights)
+    return net.eval()
+
+
+def _timm(name: str, options: Mapping[str, Any]) -> Any:
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError as error:
+        raise MissingDependencyError(f"base 'timm:{name}' needs timm: pip install timm ({error})") from error
+    try:
+        return timm.create_model(name, **options)  # without pretrained=True it downloads nothing
+    except Exception as error:
+        raise ConfigError(f"base: timm has no network {name!r} with these options: {error}") from error
+
+
+def tensors(file: Path, key: str | None = None) -> dict[str, Tensor]:
+    """A state_dict from a file, without running code that it may hold.
+
+    Raises:
+        ConfigError: if it cannot be read so, or is no state_dict.
+    """
+    if not file.is_file():
+        raise ConfigError(f"weights: there is no file {file}")
+    try:
+        if file.suffix == ".safetensors":
+            found = require("safetensors.torch", "hub", "reading safetensors").load_file(file)
+        else:
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except MissingDependencyError:
+        raise
+    except Exception as error:  # whatever the readers say to a damaged file
+        raise ConfigError(
+            f"weights: {file} cannot be read as {'safetensors' if file.suffix == '.safetensors' else 'tensors alone'}: "
+            f"{str(error).partition(chr(10))[0]}; a file that holds code is never run: save a state_dict"
+        ) from error
+    if key is not None:
+        if not isinstance(found, dict) or key not in found:
+            keys = list(found) if isinstance(found, dict) else []
+            raise ConfigError(f"weights_key: {file} has no entry {key!r}{near(key, map(str, keys))}")
+        found = found[key]
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        entries = ", ".join(map(str, list(found)[:6])) if isinstance(found, dict) else type(found).__name__
+        raise ConfigError(f"weights: {file} is no state_dict (it holds {entries}); name its entry with weights_key")
+    return found
+
+
+def _fill(net: nn.Module, found: Mapping[str, Tensor], file: str) -> None:
+    own = net.state_dict()
+    missing, extra = [n for n in own if n not in found], [n for n in found if n not in own]
+    other = [f"{n} {tuple(found[n].shape)} for {tuple(own[n].shape)}" for n in own if n in found
+             and isinstance(own[n], Tensor) and found[n].shape != own[n].shape]  # fmt: skip
+    told = [
+        f"{what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
+        for what, names in (("missing", missing), ("not expected", extra), ("of another shape", other))
+        if names
+    ]
+    if told:
+        raise ConfigError(f"weights: {file} does not fit the base: {'; '.join(told)}")
+    net.load_state_dict(dict(found))

@@ -1,0 +1,47 @@
+"""What a server takes before it says no."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import ConfigError
+
+__all__ = ["Limits"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes at most.
+
+    Args:
+        batch: requests in one call of the network.
+        wait: how long the first request of a batch waits for others, in seconds. Those that come while the network runs
+            are the next batch anyway.
+        body: bytes of a request's body; more is answered with 413.
+        queue: requests that wait; one more is answered with 503.
+        timeout: seconds from a request's first byte to its answer; later it is 408 while the body is being read, and
+            504 while it waits.
+        grace: seconds that requests at hand get when the server is told to stop.
+
+    Raises:
+        ConfigError: if one of them is not above 0 (`wait`: below 0).
+
+    Example:
+        >>> Limits(batch=0)
+        Traceback (most recent call last):
+        weightmorph.errors.ConfigError: batch: expected a number above 0, got 0
+    """
+
+    batch: int = 64
+    wait: float = 0.002
+    body: int = 16 * 2**20
+    queue: int = 1024
+    timeout: float = 30.0
+    grace: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "body", "queue", "timeout", "grace"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}: expected a number above 0, got {getattr(self, name)!r}")
+        if not self.wait >= 0:
+            raise ConfigError(f"wait: expected 0 or more seconds, got {self.wait!r}")
