@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..slots import Slot
-from ..weights import Dense, LowRankUpdate, RowScale, TapMix, Term, WeightExpression, Whole, widen
+from ..weights import BasisMix, Dense, LowRankUpdate, RowScale, TapMix, Term, WeightExpression, Whole, widen
 
 __all__ = ["embedding", "make", "make_vectors"]
 
@@ -65,6 +65,8 @@ def _make(expression: WeightExpression, terms: Sequence[Term] | None) -> Tensor:
             if any(grow):
                 right = widen(right.reshape(-1, *slot.shape[1:]), grow).flatten(1)
             total = _low_rank(total, term.left[0] * term.gain.unsqueeze(-2), right, ready)
+        elif isinstance(term, BasisMix) and not any(grow):
+            total = _basis(total, term, ready)
         else:
             piece = widen(term.dense(), [n - m for n, m in zip(grow, term.grow, strict=True)])
             piece = piece.reshape(*term.batch, *shape)
@@ -100,6 +102,16 @@ def _low_rank(total: Tensor, left: Tensor, right: Tensor, ready: bool) -> Tensor
         return total.addmm_(left, right) if ready else torch.addmm(total, left, right)
     right = right.expand(left.shape[0], *right.shape)
     return total.baddbmm_(left, right) if ready else torch.baddbmm(total, left, right)
+
+
+def _basis(total: Tensor, term: BasisMix, ready: bool) -> Tensor:
+    """`total + mix @ bank` in one product: mix `(*B, D)`."""
+    mix, bank = term.mix.reshape(-1, term.mix.shape[-1]), term.bank.flatten(1)
+    if ready:
+        total.view(mix.shape[0], -1).addmm_(mix, bank)
+        return total
+    start = total.reshape(-1, bank.shape[1])  # one row for all samples, or one for each
+    return torch.addmm(start, mix, bank).reshape(*term.batch, *total.shape[-2:])
 
 
 def embedding(slot: Slot, grow: Sequence[int], like: Tensor) -> Tensor:

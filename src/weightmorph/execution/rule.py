@@ -44,9 +44,9 @@ class Costs:
     patch: float = 0.35  # of a patch that is copied
     run: float = 5.0  # per stretch of pixels that lie side by side in a patch
     mix: float = 0.065  # of a mixed patch, per tap
-    tap_weight: float = 0.11  # of a weight whose taps are mixed, per tap
-    rank_weight: float = 0.033  # of a weight, per rank added
-    basis_weight: float = 0.06  # of a weight, per weight set mixed
+    tap_weight: float = 0.14  # of a weight whose taps are mixed, per tap
+    rank_weight: float = 0.04  # of a weight, per rank added
+    basis_weight: float = 0.45  # of a weight, per weight set mixed
     reorder: float = 0.25  # of a weight that a convolution has to lay out anew
     narrow: int = 12  # rows by which a convolution to few channels costs more than they do
     narrow_product: int = 6  # the same of a product, where a kernel has one tap
@@ -279,7 +279,7 @@ def _make(bill: _Bill, terms: Sequence[Kind], low_rank: Side) -> None:
             laid = 3.0 if layer.kind == "conv_transpose" else 1.0  # its weight is no matrix as it lies
             bill.add(laid * c.rank_weight * term.size * n, work=n * term.size, moved=made * n, launches=2)
         elif term.name == "basis":
-            bill.add((c.copy + c.basis_weight * term.size) * n, work=n * term.size, moved=2 * n)
+            bill.add((2 * c.copy + c.basis_weight * term.size) * n, work=n * term.size, moved=2 * n)
         else:
             bill.add(c.copy * n, work=n, moved=2 * n)
         made = 2.0
