@@ -155,12 +155,12 @@ def main() -> None:
     logging.disable(logging.WARNING)  # the exporter names operators of packages that are not installed
     threads, count = args.threads[0], args.settings or (4 if args.quick else 200)
     rounds = 5 if args.quick else 15
-    side = 64 if args.quick else 224
+    side, most = (64, 1) if args.quick else (224, None)
     net = networks.network("EfficientNet-Lite0 64²").make().eval()
     x = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(1))
     data: dict[str, Any] = {"baked": [], "sizes": [], "switching": []}
     with timing.threads(threads), tempfile.TemporaryDirectory() as name:
-        for number, family in enumerate(f for f in BAKED if timing.wanted(args, f"baked {f}")):
+        for number, family in enumerate(f for f in BAKED[:most] if timing.wanted(args, f"baked {f}")):
             folder = Path(name) / str(number)
             folder.mkdir()
             data["baked"].append(baked(family, net, x, count, rounds, threads, folder))
@@ -168,7 +168,7 @@ def main() -> None:
         for family in (f for f in FAMILIES if timing.wanted(args, f"sizes {f}")):
             data["sizes"].append(sizes(family, net, x, Path(name)))
             timing.say(data["sizes"][-1])
-        for family in (f for f in FAMILIES if timing.wanted(args, f"switching {f}")):
+        for family in (f for f in list(FAMILIES)[:most] if timing.wanted(args, f"switching {f}")):
             folder = Path(name) / f"switching {len(data['switching'])}"
             folder.mkdir()
             seconds = args.seconds or (1 if args.quick else 20)

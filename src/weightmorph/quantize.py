@@ -122,8 +122,7 @@ def quantize_onnx(
 
 
 def _refuse_computed(source: Path) -> None:
-    import onnx_ir
-
+    onnx_ir = require("onnx_ir", "onnx", PURPOSE)
     if not source.exists():
         raise FileNotFoundError(f"no file {source}")
     try:

@@ -4,6 +4,7 @@ and the types that both are held to.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
@@ -11,7 +12,8 @@ from typing import Any, Generic, Literal, TypeVar
 from ..errors import ConfigError
 
 __all__ = [
-    "COMMANDS", "Bake", "Doctor", "Evaluate", "Export", "Fit", "Job", "Network", "Saved", "Serve", "Summary", "Trainer",
+    "COMMANDS", "Bake", "Compare", "Doctor", "Evaluate", "Export", "Fit", "Infer", "Job", "Judged", "Network", "Saved",
+    "Serve", "Summary", "Trainer",
 ]  # fmt: skip
 
 Recipe = dict[str, Any] | list[Any] | str | None
@@ -76,6 +78,7 @@ class Trainer:
         weight_decay: AdamW's, per step.
         schedule: learning rate over the run.
         check_prior: compare Warp's analytic prior with the frozen weights first, and keep the better one.
+        predict_parameter: also train a head that estimates θ, for infer.
         resume: go on from the checkpoint in the output folder; false starts again and writes over it.
         precision: Lightning's, e.g. bf16-mixed; null for the network's own.
         accelerator: Lightning's, e.g. cpu or cuda.
@@ -93,6 +96,7 @@ class Trainer:
     weight_decay: float = 0.01
     schedule: Literal["cosine", "constant"] = "cosine"
     check_prior: bool = True
+    predict_parameter: bool = False
     resume: bool = True
     precision: str | None = None
     accelerator: str = "auto"
@@ -186,6 +190,70 @@ class Evaluate(Judged):
     rounds: int = 15
     report: bool = False
     out: str = "run"
+
+
+@dataclass
+class Compare(Judged):
+    """Train the alternatives with equal budgets, and judge all of them over a grid of θ.
+
+    Args:
+        data: images to train on; as for fit.
+        data_options: as for fit.
+        data_take: as for fit.
+        parameters: what the weights depend on; as for fit.
+        objective: of every training; as for fit.
+        objective_options: as for fit.
+        trainer: how long and how to train each; as for fit.
+        one4all: train the row One4All: all weights fine-tuned on transformed images.
+        one4one: at how many settings of each parameter to train a network of its own; 0 leaves the row out.
+        unknown: also train a head that estimates θ, and show what is reached when nobody knows it.
+        grid: values of each parameter, all combinations; null for 36 of one, 9 of two, 5 of more.
+        rounds: how often each network is timed; 0 leaves the times out.
+        report: write comparison.html as well.
+        out: folder for comparison.json, compare.yaml, comparison.html and the checkpoints. With a model, that one is
+            taken as trained; without, transform says what to train.
+    """
+
+    data: str | None = None
+    data_options: dict[str, Any] = field(default_factory=dict)
+    data_take: list[int] | None = None
+    parameters: dict[str, Any] | None = None
+    objective: str = "supervised"
+    objective_options: dict[str, Any] = field(default_factory=dict)
+    trainer: Trainer = field(default_factory=Trainer)
+    one4all: bool = True
+    one4one: int = 0
+    unknown: bool = False
+    grid: int | None = None
+    rounds: int = 15
+    report: bool = False
+    out: str = "run"
+
+
+@dataclass
+class Infer(Judged):
+    """Estimate θ from data when nobody knows it, and run the network there.
+
+    Args:
+        apply: a trial: transform the images by input_transform at this setting first, by parameter, in its unit; what
+            is found is compared with it.
+        known: values of parameters that are known, by name; the others are inferred.
+        method: head (trained with trainer.predict_parameter), search, or both; null takes both where there is a head.
+        pool: who shares a θ: nobody (image), all images (batch), or neighbours in time (stream, the images in order).
+        energy: what tells that θ is right: entropy (the network is sure), or agreement (of neighbouring θ).
+        candidates: values of each parameter that are tried; null for 36 of one, fewer of several.
+        limit: images to read; null for all.
+        to: table to write, *.csv; null for 'inferred.csv' beside the model.
+    """
+
+    apply: dict[str, float | str] = field(default_factory=dict)
+    known: dict[str, float | str] = field(default_factory=dict)
+    method: Literal["head", "search", "both"] | None = None
+    pool: Literal["image", "batch", "stream"] = "image"
+    energy: Literal["entropy", "agreement"] = "entropy"
+    candidates: int | None = None
+    limit: int | None = None
+    to: str | None = None
 
 
 @dataclass
@@ -286,6 +354,8 @@ class Doctor(Saved):
 COMMANDS: dict[str, tuple[type[Network], str]] = {
     "fit": (Fit, "train a transform of a frozen network's weights"),
     "evaluate": (Evaluate, "judge it over a grid of θ, beside the alternatives"),
+    "compare": (Compare, "the alternatives, trained with equal budgets, in one table"),
+    "infer": (Infer, "θ from data when nobody knows it"),
     "bake": (Bake, "plain networks of constant weights, one for each setting"),
     "export": (Export, "one ONNX file or torch program that takes θ as an input"),
     "summary": (Summary, "what is conditioned, and how"),
@@ -293,6 +363,10 @@ COMMANDS: dict[str, tuple[type[Network], str]] = {
     "doctor": (Doctor, "what is installed, and whether a model file can be used"),
 }
 """Name to options and what it does, in the order of a user's path."""
+
+for _name in ("compare", "infer"):  # their rooms come with a later release; until then there are no such commands
+    if importlib.util.find_spec(f"weightmorph.{_name}") is None:
+        del COMMANDS[_name]
 
 
 Options = TypeVar("Options", bound=Network)

@@ -185,13 +185,28 @@ def input_transform(value: Any, space: Mapping[str, Parameter] | None = None) ->
     for entry in entries(value, where):
         if ":" not in entry.kind:
             entry.options = _with_parameters(entry.options, space or {}, where)
-            made.append(_make(entry, INPUTS, where))
+            made.append(_bound(_make(entry, INPUTS, where), entry, space or {}))
         else:
             made.append(_own_input(entry, where))
     if len(made) == 1:
-        return made[0]  # type: ignore[no-any-return]
+        return made[0]
     with configuring(where):
         return Compose(made)
+
+
+def _bound(made: InputTransform, entry: Entry, space: Mapping[str, Parameter]) -> InputTransform:
+    """The transform on the model's own parameters, where it has none of its own: declared once, the same for both."""
+    names = list(made.parameters)
+    if entry.args or {"low", "high", "parameter", "parameters"} & set(entry.options) or set(names) - set(space):
+        return made
+    own: dict[str, Any] = {"parameters": {name: space[name] for name in names}}
+    options = {key: value for key, value in entry.options.items() if key != "names"}
+    if len(names) == 1 and entry.kind not in ("Shear", "Translate"):
+        own = {"parameter": space[names[0]], "name": names[0]}
+    try:
+        return INPUTS[entry.kind](**(options | own))
+    except WeightmorphError:  # they do not fit; whether that matters is checked where the two meet
+        return made
 
 
 def _own_input(entry: Entry, where: str) -> Any:

@@ -50,6 +50,7 @@ def condition(
         SelectionError: if no tensor is left to transform.
 
     Example:
+        >>> import torch
         >>> from weightmorph import Angle, LowRank, Scale, condition
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
         >>> model = condition(net, {"angle": Angle("deg")}, LowRank(2) + Scale())

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
+
+from torch import nn
 
 from ..conditioned import Conditioned
 from ..errors import ConditioningWarning, NoGradientError
@@ -20,7 +23,8 @@ def check_gradients(model: Conditioned) -> None:
     """Refuse a transform of which a part got no gradient.
 
     A gradient that is there and zero is fine: behind a head that starts at zero there can be no other. A layer of which
-    nothing got a gradient is one that the network's forward does not read, or does not differentiate: a warning.
+    nothing got a gradient but zeros, while others did, is one that the network's forward does not read, or does not
+    differentiate: a warning. (The code side of all layers is made together, so that zeros come back to such a layer.)
 
     Raises:
         NoGradientError: naming layer, family and tensors; also if no layer got any.
@@ -31,6 +35,7 @@ def check_gradients(model: Conditioned) -> None:
     untouched: list[str] = []
     reached: list[str] = []
     partial: dict[str, list[str]] = {}
+    moved = {name for name, slot in model.slots.items() if _moved(model.transform.of(slot))}
     for name, slot in model.slots.items():
         lost: dict[str, list[str]] = {}
         count = 0
@@ -43,9 +48,10 @@ def check_gradients(model: Conditioned) -> None:
                     if parameter.grad is None:
                         lost.setdefault(kind, []).append(key)
         missing = sum(map(len, lost.values()))
+        unread = missing == count or (bool(moved) and name not in moved)
         if count:
-            (untouched if missing == count else reached).append(name)
-        if 0 < missing < count:
+            (untouched if unread else reached).append(name)
+        if not unread and missing:
             for kind, keys in lost.items():
                 partial[f"layer {slot.layer or name!r}: {kind}"] = keys
     if partial:
@@ -67,6 +73,12 @@ def check_gradients(model: Conditioned) -> None:
             ConditioningWarning,
             stacklevel=2,
         )
+
+
+def _moved(transforms: Iterable[nn.Module]) -> bool:
+    """Did anything of a slot get a gradient that is not zero?"""
+    grads = [p.grad for t in transforms for p in t.parameters() if p.grad is not None]
+    return any(bool(grad.any()) for grad in grads)
 
 
 def _list(names: list[str]) -> str:
