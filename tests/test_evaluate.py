@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from weightmorph.conditioned import Conditioned, condition
 from weightmorph.errors import CheckpointError, InputError, ParameterError
 from weightmorph.evaluate import Contender, Evaluation, Row, accuracy, evaluate, setting_text, write_atomically
+from weightmorph.infer import attach, infer
 from weightmorph.inputs import Blur, Brightness, Compose, InputTransform, Noise, Rotate
 from weightmorph.parameters import Angle, Categorical, Interval, LogInterval, ParameterSpace
 from weightmorph.transforms import LowRank, Scale, Warp
@@ -394,6 +395,123 @@ def test_accuracy_of_maps_and_of_outputs_with_logits() -> None:
         accuracy("logits", target)
 
 
+# θ told wrong, and θ that nobody told.
+
+
+def test_offsets_equal_a_slow_loop(model: Conditioned, pair: tuple[Tensor, Tensor]) -> None:
+    """Half of the score with θ too large, half with θ too small, image by image."""
+    x, y = pair
+    found = evaluate(model, pair, Rotate(), grid=3, offsets={"angle": [5, 70.0]}, batch_size=7, rounds=0)
+    assert [row.name for row in found.rows[-2:]] == ["angle off by 5°", "angle off by 70°"]
+    for off in (5.0, 70.0):
+        values = []
+        for angle in (0.0, 120.0, 240.0):
+            turned = Rotate()(x, angle=angle)
+            hits = [(model.bake(angle=angle + side * off)(turned).argmax(1) == y).double() for side in (1, -1)]
+            values.append(float(sum(hits).mean()) / 2)  # type: ignore[union-attr]
+        row = found[f"angle off by {off:g}°"]
+        assert row.values == pytest.approx(values, abs=1e-9) and row.role == "offset" and row.told
+    assert found["angle off by 70°"].mean < found.ours.mean
+
+
+def test_offsets_stay_within_the_range(pair: tuple[Tensor, Tensor]) -> None:
+    """A distance from the end of a range is cut off there, without a warning."""
+    space = ParameterSpace({"brightness": Interval(-1.0, 1.0, unit="EV")})
+    bright = trained(condition(network(), space, LowRank(1)))
+    turn = Brightness(parameter=space["brightness"])
+    found = evaluate(bright, pair, turn, grid={"brightness": [1.0]}, offsets={"brightness": 0.5}, rounds=0)
+    x, y = pair
+    hits = [bright.bake(brightness=b)(turn(x, brightness=1.0)).argmax(1) == y for b in (1.0, 0.5)]
+    assert found["brightness off by 0.5 EV"].mean == pytest.approx(float(torch.stack(hits).double().mean()))
+
+
+def test_inferred_rows_are_what_infer_gives(model: Conditioned, pair: tuple[Tensor, Tensor]) -> None:
+    """Per image, and for images together; how far off θ was, and how many were abstained from."""
+    x, y = pair
+    options: dict[str, Any] = {"candidates": 8, "temperature": 0.5}
+    found = evaluate(
+        model, pair, Rotate(), grid=2, inferred=["image", 4], infer_options=options, rounds=1, batch_size=8,
+    )  # fmt: skip
+    hits: dict[str, list[float]] = {"image": [], "4": []}
+    away: dict[str, list[Tensor]] = {"image": [], "4": []}
+    left: dict[str, list[Tensor]] = {"image": [], "4": []}
+    for angle in (0.0, 180.0):
+        turned = Rotate()(x, angle=angle)
+        one = infer(model, turned, **options)
+        many = [infer(model, part, pool="batch", **options) for batch in turned.split(8) for part in batch.split(4)]
+        hits["image"].append(float((one.outputs.argmax(1) == y).double().mean()))
+        hits["4"].append(float((torch.cat([m.outputs for m in many]).argmax(1) == y).double().mean()))
+        away["image"].append((torch.remainder(one["angle"] - angle + 180, 360) - 180).abs())
+        away["4"].append(torch.stack([(torch.remainder(m["angle"] - angle + 180, 360) - 180).abs() for m in many]))
+        left["image"].append(one.abstain)
+        left["4"].append(torch.stack([m.abstain for m in many]))
+    for name, title in (("image", "θ inferred per image"), ("4", "θ inferred per 4 images")):
+        row = found[title]
+        assert row.values == pytest.approx(hits[name], abs=1e-9)
+        assert row.off is not None
+        assert row.off["angle"] == pytest.approx(float(torch.cat(away[name]).double().quantile(0.5)), abs=1e-2)
+        assert row.abstained == pytest.approx(float(torch.cat(left[name]).double().mean()))
+        assert row.role == "inferred" and not row.told and row.trainable == found.ours.trainable
+    assert found["θ inferred per image"].cost_each is not None and found["θ inferred per image"].cost is None
+    assert found["θ inferred per 4 images"].cost is not None
+    remark = next(r for r in found.remarks() if r.startswith("θ inferred per image"))
+    assert "angle off by" in remark and "in the median" in remark and "abstained from" in remark
+    assert Evaluation.from_json(found.to_json()) == found
+
+
+def test_a_head_counts_among_the_numbers_where_it_is_asked(model: Conditioned, pair: tuple[Tensor, Tensor]) -> None:
+    head = attach(model, pair[0])
+    numbers = sum(p.numel() for p in head.parameters())
+    for method, more in (("head", numbers), ("search", 0)):
+        options = {"method": method, "candidates": 4}
+        found = evaluate(model, pair, Rotate(), grid=1, inferred="image", infer_options=options, rounds=0)
+        assert found["θ inferred per image"].trainable == (found.ours.trainable or 0) + more
+    assert found.ours.trainable == sum(p.numel() for p in model.transform.parameters())
+
+
+def test_categories_are_wrong_or_right(pair: tuple[Tensor, Tensor]) -> None:
+    class Vendor(InputTransform):
+        def apply(self, x: Tensor, theta: dict[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+            return x * (1 + theta["vendor"].reshape(-1, 1, 1, 1))
+
+    space = ParameterSpace({"vendor": Categorical(("a", "b", "c"))})
+    found = evaluate(trained(condition(network(), space, LowRank(1))), pair, Vendor(space), inferred="image", rounds=0)
+    row = found["θ inferred per image"]
+    assert row.off is not None and 0 < row.off["vendor"] < 1
+    assert any("vendor wrong for" in remark for remark in found.remarks())
+    with pytest.raises(ParameterError, match="no parameter with distances"):
+        evaluate(condition(network(), space, LowRank(1)), pair, Vendor(space), offsets={"vendor": 1}, rounds=0)
+
+
+def test_a_network_with_settings_of_its_own_is_told_theta(model: Conditioned, pair: tuple[Tensor, Tensor]) -> None:
+    """Whatever has the method `at` gives the network of a setting."""
+
+    class Book(nn.Module):
+        def at(self, **theta: float) -> nn.Module:
+            return model.bake(**theta)
+
+    found = evaluate(model, pair, Rotate(), grid=4, others={"book": Book(), "plain": network(4)}, rounds=1)
+    assert found["book"].values == found.ours.values and found["book"].told and not found["plain"].told
+    assert found["book"].cost is not None and found["book"].cost_each is None
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"offsets": {"angel": 5}}, ParameterError, "'angel' is no parameter.*did you mean 'angle'"),
+        ({"offsets": {"angle": [5, 0]}}, ParameterError, "distances above 0 for 'angle', got 0"),
+        ({"inferred": "batch"}, InputError, "'image', or how many images share a θ, got 'batch'"),
+        ({"inferred": [1]}, InputError, "got 1"),
+        ({"inferred": "image", "infer_options": {"pool": "image"}}, InputError, "'pool' is set by evaluate"),
+    ],
+)
+def test_conditions_that_do_not_fit(
+    model: Conditioned, pair: tuple[Tensor, Tensor], options: Any, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        evaluate(model, pair, Rotate(), grid=2, rounds=0, **options)
+
+
 # The plain data.
 
 
@@ -403,7 +521,7 @@ def made(*rows: Row, images: int = 1000, **more: Any) -> Evaluation:
 
 
 def row(name: str, mean: float, clean: float = 0.99, error: float = 0.002, **more: Any) -> Row:
-    role = name if name in ("conditioned", "frozen", "inverse") else "other"
+    role = more.pop("role", name if name in ("conditioned", "frozen", "inverse") else "other")
     numbers = {"conditioned": 3000, "other": 400000}.get(role, 0)
     return Row(name, role, (mean + 0.01, mean - 0.01), clean, error, **{"trainable": numbers} | more)  # type: ignore[arg-type]
 
@@ -504,6 +622,52 @@ def test_advice(case: str) -> None:
     assert found.text(best.mean) in found.advice, "never hides a better alternative"
 
 
+ALONE = row("θ inferred per image", 0.94, role="inferred")
+SHARED = row("θ inferred per 64 images", 0.968, role="inferred")
+MISTOLD = row("angle off by 5°", 0.99, role="offset", told=True)
+KNOWN = dataclasses.replace(OURS, told=True)
+UNTOLD = {
+    "inferring, by far": (
+        [KNOWN, FROZEN, ALONE, SHARED, row("One4All", 0.90)],
+        "Where nobody knows θ, infer it for each image: this reaches 94.0 % against 90.0 % for One4All, a difference "
+        "beyond the noise of ±0.6 points; inferred for images that share it, 96.8 % per 64 images.",
+    ),
+    "One4All": (
+        [KNOWN, FROZEN, ALONE, row("One4All", 0.95)],
+        "Where nobody knows θ, prefer One4All: it reaches 95.0 % against 94.0 % for inferring it for each image, a "
+        "difference beyond the noise of ±0.6 points.",
+    ),
+    "the frozen network": (
+        [KNOWN, row("frozen", 0.938), ALONE],
+        "Where nobody knows θ, prefer the frozen network: it reaches 93.8 % against 94.0 % for inferring it for each "
+        "image, as good within the noise of ±0.6 points.",
+    ),
+    "one that is told θ": (
+        [KNOWN, FROZEN, ALONE, row("One4One", 0.99, told=True)],
+        "infer it for each image: this reaches 94.0 % against 45.0 % for the frozen network",
+    ),
+    "none inferred": ([KNOWN, FROZEN], ""),
+    "only together": ([KNOWN, FROZEN, SHARED], ""),
+}
+
+
+@pytest.mark.parametrize("case", UNTOLD)
+def test_advice_where_nobody_knows(case: str) -> None:
+    """Rows that need not be told θ are compared with each other; a second sentence says what to prefer."""
+    rows, expected = UNTOLD[case]
+    advice = made(*rows).advice
+    assert expected in advice
+    assert advice.count(". ") == bool(expected) == ("nobody knows" in advice)
+
+
+def test_rows_under_other_conditions_are_no_alternatives() -> None:
+    """However good, a row that was told a wrong θ or none is not preferred where θ is known."""
+    found = made(KNOWN, FROZEN, MISTOLD, dataclasses.replace(ALONE, values=(1.0, 1.0), trainable=1))
+    assert found.preferred.name == "conditioned"
+    assert "off by" not in found.advice
+    assert found.advice.startswith("Prefer the conditioned network: it reaches 97.0 % on average over angle (96.0 % at")
+
+
 @pytest.mark.parametrize(("error", "preferred"), [(0.0005, "conditioned"), (0.0011, "inverse")])
 def test_paired_errors_decide_where_known(error: float, preferred: str) -> None:
     """Two standard errors of the paired difference, not of two independent means."""
@@ -571,6 +735,13 @@ def test_tables() -> None:
     assert {line.replace("\\|", "").count("|") for line in table[:4]} == {9}
     with pytest.raises(KeyError, match="did you mean 'conditioned'"):
         found["condtioned"]
+
+
+def test_stored_bytes_are_a_column_where_they_are_known() -> None:
+    found = made(dataclasses.replace(OURS, stored=135_840), dataclasses.replace(FROZEN, stored=0), row("other", 0.9))
+    assert [line[5] for line in found.cells()] == ["stored", "136 kB", "0", "–"]
+    assert "stored" not in made(OURS, FROZEN).cells()[0]
+    assert len({len(line) for line in found.cells()}) == 1
 
 
 def test_small_noise_is_not_written_as_none() -> None:

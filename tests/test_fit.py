@@ -35,11 +35,13 @@ from weightmorph.errors import (
     ParameterError,
     TrainingError,
 )
+from weightmorph.estimator import Estimator, estimator_of
 from weightmorph.fit import Fit, fine_tune, fit
+from weightmorph.fit.agree import agree
 from weightmorph.fit.data import Source, draw
 from weightmorph.fit.prior import _clear
-from weightmorph.fit.run import agree
 from weightmorph.fit.state import FILE, read
+from weightmorph.infer import attach
 from weightmorph.inputs import Blur, Brightness, Compose, Noise, Rotate
 from weightmorph.objectives import Distillation, Supervised
 
@@ -928,20 +930,22 @@ from torch import nn
 from weightmorph.fit import fit
 from weightmorph.inputs import Brightness
 
-def main(devices, strategy):
+def main(devices, strategy, predict):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3)).double().eval()
     model = wm.condition(net, Brightness().parameters, wm.LowRank(2))
     x = torch.rand(32, 1, 8, 8, dtype=torch.float64)
     done = fit(model, x, Brightness(), "distillation", steps=3, batch_size=16, settings=4, progress=False,
-               accelerator="cpu", devices=devices, trainer={"strategy": strategy} if strategy else None)
+               predict_parameter=predict, accelerator="cpu", devices=devices,
+               trainer={"strategy": strategy} if strategy else None)
     return done.losses, [p.detach().clone() for p in model.parameters()]
 
 if __name__ == "__main__":
-    alone, two = main(1, ""), main(2, "ddp_spawn")
-    assert len(two[0]) == 3, two[0]
-    assert torch.allclose(torch.tensor(alone[0]), torch.tensor(two[0]), rtol=1e-9), (alone[0], two[0])
-    assert all(torch.allclose(a, b, rtol=1e-7, atol=1e-9) for a, b in zip(alone[1], two[1]))
+    for predict in (False, True):
+        alone, two = main(1, "", predict), main(2, "ddp_spawn", predict)
+        assert len(two[0]) == 3 and len(alone[1]) == len(two[1]), two[0]
+        assert torch.allclose(torch.tensor(alone[0]), torch.tensor(two[0]), rtol=1e-9), (alone[0], two[0])
+        assert all(torch.allclose(a, b, rtol=1e-7, atol=1e-9) for a, b in zip(alone[1], two[1]))
     print("equal")
 """
 
@@ -953,3 +957,105 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
     run = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, env=env, timeout=300)
     assert run.stdout.strip().endswith("equal"), run.stdout + run.stderr
+
+
+# A head that estimates θ.
+
+
+def head_of(model: Conditioned) -> Estimator:
+    found = estimator_of(model)
+    assert found is not None
+    return found
+
+
+def test_a_head_learns_beside_the_transform_and_changes_nothing_of_it() -> None:
+    """The same transform and losses, bit for bit, with the head and without; and the head knows more at the end."""
+    model, plain = small_model(), small_model()
+    options: dict[str, Any] = {"steps": 80, "lr": 1e-2}
+    done, other = train(model, predict_parameter=True, **options), train(plain, **options)
+    assert same(model.transform, plain.transform) and done.losses == other.losses
+    assert len(done.parameter_losses) == 80 and other.parameter_losses == []
+    assert sum(done.parameter_losses[-10:]) / 10 < -0.5 < sum(done.parameter_losses[:5]) / 5
+    numbers = sum(p.numel() for p in head_of(model).parameters())
+    assert done.trainable == other.trainable + numbers
+    assert "head that estimates θ" in str(done) and "with a head" in done.about
+    found = wm.infer(model, BRIGHTNESS(small_data()[0], brightness=0.5), method="head", pool="batch")
+    assert abs(float(found["brightness"]) - 0.5) < 0.15
+
+
+def test_a_head_alone_leaves_the_transform_and_never_runs_the_objective() -> None:
+    def never(output: Tensor, target: Tensor) -> Tensor:
+        raise AssertionError("the objective was run")
+
+    model = small_model(wm.Warp() + wm.LowRank(2))
+    before = copy.deepcopy(model.state_dict())
+    done = train(model, objective=never, predict_parameter="only")
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items() if not k.startswith("estimator."))
+    assert done.losses == done.parameter_losses and done.steps == 4 and done.prior is None
+    assert done.trainable == sum(p.numel() for p in head_of(model).parameters())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_head_can_be_trained_where_the_transform_cannot() -> None:
+    model = wm.condition(small_net(), {"angle": wm.Angle()}, wm.Warp(learn=False), example=small_data()[0][:1])
+    with pytest.raises(TrainingError, match=r"nothing to train.*predict_parameter='only'"):
+        train(model, transform=Rotate())
+    assert train(model, transform=Rotate(), predict_parameter="only").steps == 4
+
+
+def test_a_head_that_is_there_is_trained_on_only_if_asked() -> None:
+    model = small_model()
+    made = attach(model, small_data()[0], hidden=5)
+    start = copy.deepcopy(made.state_dict())
+    train(model)
+    assert all(torch.equal(start[k], v) for k, v in made.state_dict().items())
+    assert all(p.requires_grad for p in made.parameters())
+    train(model, predict_parameter=True)
+    assert head_of(model) is made and not torch.equal(start["body.weight"], made.body.weight)
+
+
+@pytest.mark.parametrize("predict", [True, "only"])
+def test_a_head_goes_on_as_if_nothing_had_been(predict: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"steps": 6, "predict_parameter": predict}
+    whole, halves = small_model(), small_model()
+    one = train(whole, **options)
+    with pytest.raises(KeyboardInterrupt):
+        train(halves, checkpoint=tmp_path, trainer=Stop(3, interrupt), **options)
+    again = small_model()
+    two = train(again, checkpoint=tmp_path, **options)
+    assert same(whole, again) and two.resumed == 3
+    assert two.parameter_losses == one.parameter_losses and two.losses == one.losses
+    with pytest.raises(CheckpointError, match="predict_parameter was"):
+        train(small_model(), checkpoint=tmp_path, steps=6)
+    third = train(small_model(), checkpoint=tmp_path, **options)
+    assert third.parameter_losses == one.parameter_losses, "nothing was left to do"
+
+
+def test_every_image_has_a_theta_of_its_own_for_the_head() -> None:
+    """Few settings are quicker for the transform, many teach the head more; a function that takes one gets one."""
+    seen: list[tuple[int, ...]] = []
+
+    def turned(x: Tensor, brightness: Tensor) -> Tensor:
+        seen.append(tuple(brightness.shape))
+        return x + brightness.reshape(-1, 1, 1, 1)
+
+    train(small_model(), transform=turned, predict_parameter=True, steps=1)
+    assert seen == [(16,), (16,), (16,)], "the first is for the head's start"
+    seen.clear()
+    train(small_model(), transform=turned, predict_parameter=True, steps=1, settings=1)
+    assert seen == [(), (), ()]
+
+
+def test_a_heads_loss_that_is_not_finite_is_refused() -> None:
+    def turned(x: Tensor, brightness: Tensor) -> Tensor:
+        return x + brightness.reshape(-1, 1, 1, 1) if len(brightness.unique()) < 5 else x * float("nan")
+
+    model = small_model()
+    attach(model, small_data()[0])
+    with pytest.raises(TrainingError, match="loss is nan at step 0"):
+        train(model, transform=turned, predict_parameter=True)
+
+
+def test_what_is_to_be_predicted_is_checked() -> None:
+    with pytest.raises(TrainingError, match="predict_parameter: expected True, False or 'only', got 'yes'"):
+        train(small_model(), predict_parameter="yes")

@@ -20,7 +20,7 @@ SOURCE = ROOT / "src" / "weightmorph"
 
 ROOMS = (
     "errors affine parameters slots objectives inputs selection trace weights transforms storage execution summary "
-    "folding view conditioned checkpoint delta export quantize baking infer "
+    "folding view estimator conditioned checkpoint delta export quantize baking infer "
     "evaluate fit report compare hub serve demo cli"
 ).split()  # from low to high: a room imports only rooms to its left
 

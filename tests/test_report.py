@@ -531,3 +531,19 @@ def test_ends_of_an_axis() -> None:
     assert low < min(row.worst for row in found.rows) and high > max(map(max, (row.values for row in found.rows)))
     flat = Row("conditioned", "conditioned", (2.0, 2.0), 2.0, 0.0)
     assert math.isclose(sum(style.ends(dataclasses.replace(found, metric="psnr"), [flat])), 4.0)
+
+
+def test_rows_without_theta_are_drawn_and_rows_with_a_wrong_one_are_not(tmp_path: Path) -> None:
+    """Both are in the table; the page says what to prefer where nobody knows θ."""
+    model = conditioned(network(), {"angle": Angle("deg")}, Warp())
+    data = torch.rand(12, 1, 9, 9), torch.arange(12) % 3
+    options: dict[str, Any] = {"offsets": {"angle": 20}, "inferred": ["image", 4], "infer_options": {"candidates": 4}}
+    found = evaluate(model, data, Rotate(), grid=6, rounds=0, **options)
+    page = report(found, tmp_path / "page.html").read_text("utf-8")
+    for row in found.rows:
+        assert row.name in page
+    assert "Where nobody knows" in page and "abstained from" in page
+    (picture, *_) = curves.pictures(found)
+    assert "θ inferred per image: mean" in picture.alt and "off by 20°: mean" not in picture.alt
+    drawn = style.lines(found.rows, style.LIGHT)
+    assert len({(line.color, str(line.dashes)) for line in drawn.values()}) == len(found.rows)

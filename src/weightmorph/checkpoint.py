@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import storage
 from .conditioned import Conditioned
 from .errors import BaseError, CheckpointError, TransformError, WeightmorphError
+from .estimator import Estimator
 from .storage import Fingerprint, Record, listed
 from .trace import Trace
 from .transforms import Custom, Families, WeightTransform
@@ -82,8 +83,12 @@ def _made(
             # First without memory: a recipe that does not belong to the tensors may ask for any amount of it.
             with torch.device("meta"):
                 wanted = _shapes(Families(recipe, record.slots, record.space), "transform.")
+                head = _estimator(path, record)
+                wanted |= {} if head is None else _shapes(head, "estimator.")
             _refuse_other_shapes(path, recipe, wanted, tensors)
             model = Conditioned(view, record.space, recipe, record.slots, record.dtype, seen, record.folded)
+            head = _estimator(path, record)
+            model.estimator = None if head is None else head.to(device=view.device, dtype=record.dtype)
         except CheckpointError:
             raise
         except Exception as error:  # whatever a family says to options that no release has written
@@ -92,6 +97,16 @@ def _made(
     _refuse_other_shapes(path, recipe, _shapes(model), tensors)
     model.load_state_dict(dict(tensors))
     return model
+
+
+def _estimator(path: str | os.PathLike[str], record: Record) -> Estimator | None:
+    """The head that estimates θ, untrained, if the file has one."""
+    if record.estimator is None:
+        return None
+    try:
+        return Estimator.from_config(record.space, record.estimator)
+    except Exception as error:  # whatever a head says to options that no release has written
+        raise CheckpointError(f"{path}: the estimator of θ cannot be made again: {_told(error)}") from error
 
 
 def _told(error: Exception) -> str:

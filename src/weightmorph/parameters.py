@@ -84,6 +84,15 @@ class Parameter(ABC):
         """Code `(*B, K)` to a coordinate `(*B)` that is 0 at the anchor and in which the parameter adds."""
 
     @abstractmethod
+    def from_coordinate(self, coordinate: Tensor) -> Tensor:
+        """The way back: a coordinate `(*B)` to values `(*B)`."""
+
+    @property
+    def period(self) -> float | None:
+        """After how much of the coordinate everything comes again; None where nothing does."""
+        return None
+
+    @abstractmethod
     def sample(self, size: int, generator: torch.Generator | None = None) -> Tensor:
         """`size` values drawn over the range: `(size,)`, on the CPU."""
 
@@ -219,10 +228,17 @@ class Angle(Parameter):
         return torch.stack((multiples.cos(), multiples.sin()), -1).flatten(-2)
 
     def decode(self, code: Tensor) -> Tensor:
-        return self.coordinate(code) * (self.turn / math.tau) + self.anchor
+        return self.from_coordinate(self.coordinate(code))
 
     def coordinate(self, code: Tensor) -> Tensor:
         return torch.atan2(code[..., 1], code[..., 0])
+
+    def from_coordinate(self, coordinate: Tensor) -> Tensor:
+        return coordinate * (self.turn / math.tau) + self.anchor
+
+    @property
+    def period(self) -> float:
+        return math.tau
 
     def sample(self, size: int, generator: torch.Generator | None = None) -> Tensor:
         return torch.rand(size, generator=generator) * self.turn + self.anchor
@@ -312,6 +328,9 @@ class _Range(Parameter):
 
     def coordinate(self, code: Tensor) -> Tensor:
         return self._forward(code[..., 0]) if self.encode_as == "raw" else code[..., 0] * self._reach
+
+    def from_coordinate(self, coordinate: Tensor) -> Tensor:
+        return self._backward(coordinate)
 
     def sample(self, size: int, generator: torch.Generator | None = None) -> Tensor:
         low, high = self._forward(torch.tensor([self.low, self.high])).tolist()
@@ -480,6 +499,9 @@ class Categorical(Parameter):
 
     def coordinate(self, code: Tensor) -> Tensor:
         return self.decode(code) - self.anchor_value
+
+    def from_coordinate(self, coordinate: Tensor) -> Tensor:
+        return coordinate + self.anchor_value
 
     def sample(self, size: int, generator: torch.Generator | None = None) -> Tensor:
         return torch.randint(len(self.names), (size,), generator=generator).to(torch.float32)

@@ -20,6 +20,7 @@ from ..errors import (
     UnknownParameterError,
     near,
 )
+from ..estimator import Estimator
 from ..execution import DEFAULT_MEMORY_LIMIT, Batch, Desk, Scope, StandIn, make
 from ..execution.desk import Watch
 from ..execution.making import make_vectors
@@ -35,6 +36,7 @@ from ..transforms.registry import describe
 from ..view import View
 from ..weights import WeightExpression
 from .call import batch_size, buckets, full_precision, refuse_weights
+from .estimate import asked, estimate
 from .placing import place
 
 __all__ = ["Conditioned"]
@@ -48,12 +50,14 @@ LARGE_WEIGHT = 2**16
 class Conditioned(nn.Module):
     """A frozen network whose weights follow θ. Made by [`condition`][weightmorph.condition].
 
-    `parameters()` and `state_dict()` hold the transform alone. The base is not among `modules()`; it always runs in
-    eval mode. `memory_limit` is the number of bytes that one layer's dense per-sample weights may take.
+    `parameters()` and `state_dict()` hold the transform alone, and with it the `estimator` of θ if one was trained
+    (`fit(…, predict_parameter=True)`). The base is not among `modules()`; it always runs in eval mode. `memory_limit`
+    is the number of bytes that one layer's dense per-sample weights may take.
     """
 
     _fixed: tuple[Scope, nn.Module]
     _norms: list[Norm]
+    estimator: Estimator | None
 
     def __init__(
         self,
@@ -77,6 +81,7 @@ class Conditioned(nn.Module):
         # Where each tensor stands in a clone: found once, for a call must not search the tree.
         self.places = {s.name: view.places(view.tensor(s.layer, s.attribute)) for s in slots}
         self.transform = Families(recipe, slots, space).to(device=view.device, dtype=dtype)
+        self.estimator = None
         self._trace_clone()
 
     # The call, in the order in which it happens.
@@ -87,10 +92,12 @@ class Conditioned(nn.Module):
         Args:
             args: the base's positional inputs.
             kwargs: its keyword inputs, and θ: per parameter a number or 0-d tensor for the whole batch, or `(B,)`
-                values, one per sample.
+                values, one per sample; or `"infer"`, for each sample what the `estimator` finds most likely (eager
+                only; [`infer`][weightmorph.infer.infer] can do more).
 
         Raises:
-            ParameterError: if θ is missing, unknown, of the wrong length, or not finite.
+            ParameterError: if θ is missing, unknown, of the wrong length, or not finite, or if a model without an
+                estimator is to infer it.
         """
         tracing = torch.compiler.is_compiling()
         theta = self._take_theta(args, kwargs, tracing)
@@ -113,6 +120,9 @@ class Conditioned(nn.Module):
                 f"unexpected keyword {unknown[0]!r}: the model is conditioned on {', '.join(self.space)}"
                 f"{near(unknown[0], self.space)}, and the base takes {', '.join(self.view.keywords)}"
             )
+        wanted = asked(self.space, values)
+        if wanted:
+            values |= estimate(self.estimator, self.view.clone(), wanted, args, kwargs, tracing)
         theta = self._prepare(values, check=not tracing)
         size = batch_size(theta)
         inputs = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
@@ -345,6 +355,7 @@ class Conditioned(nn.Module):
             memory_limit=self.memory_limit,
             positions=self.seen.positions if self.seen else None,
             folded=None if self.folded is None else tuple(self.folded),
+            estimator=None if self.estimator is None else self.estimator.config(),
             metrics=dict(metrics or {}),
             plan=self.plan,
         )

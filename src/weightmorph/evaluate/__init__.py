@@ -1,9 +1,11 @@
 """Metrics over a grid of θ: the conditioned network beside what a user might rather pick."""
 
 from .advice import listing, preferred
+from .contenders import Contender
 from .data import batches
+from .metric import accuracy
 from .result import Evaluation, Role, Row, setting_text, write_atomically
-from .run import Contender, accuracy, evaluate
+from .run import evaluate
 
 __all__ = [
     "Contender",

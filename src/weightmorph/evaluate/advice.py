@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .result import Evaluation, Row
 
-__all__ = ["listing", "preferred", "sentence"]
+__all__ = ["IMAGE", "listing", "preferred", "sentence", "untold"]
+
+IMAGE = "θ inferred per image"
+"""The row in which θ is inferred for each image by itself."""
+
+ASIDE = ("offset", "inferred")
+"""Rows of the conditioned network under other conditions than the rest: no alternatives to it where θ is known."""
 
 
 def preferred(found: Evaluation) -> Row:
@@ -32,8 +38,9 @@ def preferred(found: Evaluation) -> Row:
         numbers = math.inf if row.trainable is None else float(row.trainable)
         return (2, numbers, row is not ours) if row.clean >= ours.clean else (3, -row.clean, numbers)
 
-    best = max(found.rows, key=lambda row: row.mean)
-    return min((row for row in found.rows if not _beyond(found, best, row)), key=demand)
+    rows = [row for row in found.rows if row.role not in ASIDE]
+    best = max(rows, key=lambda row: row.mean)
+    return min((row for row in rows if not _beyond(found, best, row)), key=demand)
 
 
 def _beyond(found: Evaluation, one: Row, other: Row) -> bool:
@@ -46,7 +53,8 @@ def sentence(found: Evaluation) -> str:
     """The preferred alternative and why, in one sentence that names whatever reached a higher mean."""
     row, ours = found.preferred, found.ours
     word = "accuracy" if found.metric == "accuracy" else "score"
-    rivals = sorted((rival for rival in found.rows if rival is not row), key=lambda rival: -rival.mean)
+    others = (rival for rival in found.rows if rival is not row and rival.role not in ASIDE)
+    rivals = sorted(others, key=lambda rival: -rival.mean)
     reaches = f"reaches {found.text(row.mean)} on average over {listing(found.grid)} ({found.text(row.worst)} at worst)"
     named = rivals[0] if rivals and row.role in ("conditioned", "frozen") else ours
     # The rule may pass over a higher mean, because the noise would explain it; that one is named too.
@@ -82,6 +90,30 @@ def sentence(found: Evaluation) -> str:
     )
 
 
+def untold(found: Evaluation) -> str:
+    """What to prefer where nobody knows θ, in one sentence; empty if θ was not inferred for single images.
+
+    The rows that need not be told θ are compared: the one with the highest mean is preferred, unless the frozen network
+    is as good. Images that share a θ are another matter, and named at the end.
+    """
+    rows = [row for row in found.rows if not row.told and (row.role != "inferred" or row.name == IMAGE)]
+    if not any(row.role == "inferred" for row in rows):
+        return ""
+    best = max(rows, key=lambda row: row.mean)
+    frozen = next((row for row in rows if row.role == "frozen"), None)
+    row = best if frozen is None or _beyond(found, best, frozen) else frozen
+    rivals = sorted((rival for rival in rows if rival is not row), key=lambda rival: -rival.mean)
+    against = f" {_against(found, row, rivals[0])}" if rivals else ""
+    what = "infer it for each image: this" if row.role == "inferred" else f"prefer {_called(row)}: it"
+    shared = [f"{found.text(r.mean)} {r.name.removeprefix('θ inferred ')}" for r in found.rows if _pooled(r)]
+    more = f"; inferred for images that share it, {listing(shared)}" if shared else ""
+    return f"Where nobody knows θ, {what} reaches {found.text(row.mean)}{against}{more}."
+
+
+def _pooled(row: Row) -> bool:
+    return row.role == "inferred" and row.name != IMAGE
+
+
 def listing(names: Iterable[str]) -> str:
     """Names as a sentence has them.
 
@@ -113,6 +145,7 @@ def _called(row: Row) -> str:
         "conditioned": "the conditioned network",
         "frozen": "the frozen network",
         "inverse": "undoing the transform",
+        "inferred": "inferring it for each image",
     }
     return known.get(row.role, row.name)
 

@@ -14,11 +14,11 @@ from typing import Any, Literal
 from ..errors import CheckpointError, near
 from ..parameters import Categorical, Parameter, ParameterSpace
 from ..storage import replaced
-from .advice import listing, preferred, sentence
+from .advice import listing, preferred, sentence, untold
 
 __all__ = ["Evaluation", "Role", "Row", "setting_text", "write_atomically"]
 
-Role = Literal["conditioned", "frozen", "inverse", "other"]
+Role = Literal["conditioned", "frozen", "inverse", "other", "offset", "inferred"]
 
 FORMAT = "weightmorph evaluation 1"
 """What a saved evaluation begins with."""
@@ -30,12 +30,18 @@ class Row:
 
     Attributes:
         name: as the table shows it.
-        role: `"conditioned"`, `"frozen"`, `"inverse"` or `"other"`.
+        role: `"conditioned"`, `"frozen"`, `"inverse"`, `"other"`, `"offset"` (the conditioned network, told a wrong θ)
+            or `"inferred"` (the same, told none).
         values: the metric's mean over the images, one per setting of the grid.
         clean: the same on the untransformed images, at the anchor.
         standard_error: of `mean`, from the spread over images of each image's mean over the grid.
         trainable: numbers that were trained; None if unknown.
         seconds: of training; None if unknown.
+        stored: bytes to be kept beside the base; None if unknown.
+        told: must the row be told θ? Never is an `"inferred"` one, always a `"conditioned"` or `"inverse"` one.
+        off: of inferred values, the median distance from the truth by parameter, in its unit; of a Categorical the
+            share that was wrong.
+        abstained: the share of inferred values that were abstained from.
         cost: time of a call with one θ for the batch, relative to the frozen network's; weights that depend on θ were
             made before. None if not measured.
         cost_each: the same with another θ for each image; None if not measured or not possible.
@@ -48,6 +54,10 @@ class Row:
     standard_error: float
     trainable: int | None = None
     seconds: float | None = None
+    stored: int | None = None
+    told: bool = False
+    off: Mapping[str, float] | None = None
+    abstained: float | None = None
     cost: float | None = dataclasses.field(default=None, compare=False)
     cost_each: float | None = dataclasses.field(default=None, compare=False)
 
@@ -149,8 +159,11 @@ class Evaluation:
 
     @property
     def advice(self) -> str:
-        """One plain sentence: which alternative to prefer here, by that rule, and why."""
-        return sentence(self)
+        """Which alternative to prefer here, by that rule, and why: one plain sentence.
+
+        One more, if θ was inferred as well: what to prefer where nobody knows it.
+        """
+        return " ".join(filter(None, (sentence(self), untold(self))))
 
     def text(self, value: float, *, spread: bool = False, unit: bool = True) -> str:
         """A value of the metric as text: an accuracy in per cent, a `spread` of it in points, anything else as it is.
@@ -179,23 +192,27 @@ class Evaluation:
 
     def cells(self) -> tuple[tuple[str, ...], ...]:
         """The table's heading and rows, as text."""
-        head = ("", "mean", "worst", "clean", "trainable", "training", "time", "time, θ per image")
+        head = ["", "mean", "worst", "clean", "trainable", "training", "time", "time, θ per image"]
+        stored = any(row.stored is not None for row in self.rows)
+        if stored:
+            head.insert(5, "stored")
         body = []
         for row in self.rows:
             mean = f"{self.text(row.mean, unit=False)} ± {self.text(row.standard_error, spread=True, unit=False)}"
-            body.append(
-                (
-                    row.name,
-                    f"{mean} %" if self.metric == "accuracy" else mean,
-                    f"{self.text(row.worst)} at {self.at(row.worst_at)}",
-                    self.text(row.clean),
-                    "–" if row.trainable is None else f"{row.trainable:,}",
-                    "–" if row.seconds is None else f"{row.seconds:,.{1 if 0 < row.seconds < 10 else 0}f} s",
-                    "–" if row.cost is None else f"{row.cost:.2f}×",
-                    "–" if row.cost_each is None else f"{row.cost_each:.2f}×",
-                )
-            )
-        return (head, *body)
+            line = [
+                row.name,
+                f"{mean} %" if self.metric == "accuracy" else mean,
+                f"{self.text(row.worst)} at {self.at(row.worst_at)}",
+                self.text(row.clean),
+                "–" if row.trainable is None else f"{row.trainable:,}",
+                "–" if row.seconds is None else f"{row.seconds:,.{1 if 0 < row.seconds < 10 else 0}f} s",
+                "–" if row.cost is None else f"{row.cost:.2f}×",
+                "–" if row.cost_each is None else f"{row.cost_each:.2f}×",
+            ]
+            if stored:
+                line.insert(5, "–" if row.stored is None else _bytes(row.stored))
+            body.append(tuple(line))
+        return (tuple(head), *body)
 
     def remarks(self) -> tuple[str, ...]:
         """What the table has to be read with."""
@@ -204,7 +221,21 @@ class Evaluation:
             f"{self.metric} on {self.images:,} images at {len(self.settings):,} settings of {listing(self.grid)}; "
             f"± one standard error{timed}"
         )
-        return first, *(f"{name} is absent: {reason}" for name, reason in self.absent.items())
+        gone = [f"{name} is absent: {reason}" for name, reason in self.absent.items()]
+        return first, *gone, *(self._told(row) for row in self.rows if row.off is not None)
+
+    def _told(self, row: Row) -> str:
+        """How good the estimates of a row were."""
+        away = []
+        for name, value in (row.off or {}).items():
+            parameter = self.space[name]
+            if isinstance(parameter, Categorical):
+                away.append(f"{name} wrong for {100 * value:.1f} %")
+            else:
+                rounded = {name: float(f"{value:.2g}")}
+                away.append(f"{name} off by {setting_text({name: parameter}, rounded)} in the median")
+        left = f", {100 * row.abstained:.1f} % abstained from" if row.abstained is not None else ""
+        return f"{row.name}: {listing(away)}{left}"
 
     def table(self) -> str:
         """The rows as aligned text."""
@@ -270,6 +301,19 @@ class Evaluation:
             CheckpointError: if the file does not hold an evaluation.
         """
         return cls.from_json(Path(path).read_text("utf-8"))
+
+
+def _bytes(number: int) -> str:
+    """A size as a reader wants it.
+
+    Example:
+        >>> _bytes(0), _bytes(1561640)
+        ('0', '1.56 MB')
+    """
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number} B" if number else "0"
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:

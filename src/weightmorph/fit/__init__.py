@@ -1,6 +1,8 @@
 """Training on Lightning: `fit` for a conditioned model, `fine_tune` for the baseline that changes every weight."""
 
+from .agree import agree
 from .prior import PriorCheck
-from .run import Fit, fine_tune, fit
+from .result import Fit
+from .run import fine_tune, fit
 
-__all__ = ["Fit", "PriorCheck", "fine_tune", "fit"]
+__all__ = ["Fit", "PriorCheck", "agree", "fine_tune", "fit"]

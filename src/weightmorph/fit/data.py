@@ -99,10 +99,11 @@ def _aside(items: Iterable[Any], seed: int, *path: object) -> Iterator[Any]:
         yield item
 
 
-def draw(space: ParameterSpace, size: int, settings: int | None, seed: int, step: int) -> Theta:
+def draw(space: ParameterSpace, size: int, settings: int | None, seed: int, step: int, purpose: str = "theta") -> Theta:
     """θ of one step: `settings` values, dealt evenly to `size` images in blocks: name to `(size,)`.
 
-    None draws one value per image. A single setting comes as `()` tensors, shared by the batch.
+    None draws one value per image. A single setting comes as `()` tensors, shared by the batch. Values for another
+    purpose are other ones.
 
     Example:
         >>> from weightmorph import Interval
@@ -111,7 +112,7 @@ def draw(space: ParameterSpace, size: int, settings: int | None, seed: int, step
         (torch.Size([6]), 2)
     """
     count = size if settings is None else min(settings, size)
-    drawn = space.sample(count, generator(seed, "theta", step))
+    drawn = space.sample(count, generator(seed, purpose, step))
     if settings == 1:
         return {name: value[0] for name, value in drawn.items()}
     block = torch.arange(size) * count // size

@@ -23,10 +23,13 @@ from torch import Tensor
 
 from ..conditioned import Conditioned
 from ..errors import TrainingError
+from ..parameters import Theta
 from .data import Batch, Batches, draw, seeded
 from .gradients import check_gradients
 from .plan import Plan
+from .predict import drawn, head_loss
 from .prior import PriorCheck, check_first
+from .result import Outcome
 from .state import State, read, write
 
 __all__ = ["Loop", "Stopped", "quiet", "run"]
@@ -55,11 +58,13 @@ class Loop(lightning.LightningModule):
     an uninterrupted one does from there.
     """
 
-    def __init__(self, plan: Plan, state: State | None, prior: PriorCheck | None, log_every: int = LOG_EVERY) -> None:
+    def __init__(self, plan: Plan, state: State | None, log_every: int = LOG_EVERY) -> None:
         super().__init__()
-        self.plan, self.state, self.prior, self.log_every = plan, state, prior, log_every
+        self.plan, self.state, self.log_every = plan, state, log_every
+        self.prior = None if state is None else PriorCheck.of(state.notes["prior"])
         self.module = plan.module
         self.losses: list[float] = [] if state is None else state.losses.tolist()
+        self.told: list[float] = [] if state is None else state.told.tolist()  # of the head that estimates θ
         self.pending: list[Tensor] = []
         self.step = self.start = len(self.losses)
         self.seconds_before = 0.0 if state is None else state.seconds
@@ -81,7 +86,7 @@ class Loop(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         plan = self.plan
-        if plan.objective.needs_frozen:
+        if plan.objective.needs_frozen and plan.predict != "only":
             self.teacher = (plan.frozen(),)
         if plan.check_prior and self.state is None:
             self.prior = check_first(plan, lambda batch: self.transfer_batch_to_device(batch, self.device, 0))
@@ -95,28 +100,37 @@ class Loop(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         plan = self.plan
-        x, y = batch
         rank, world = self.global_rank, self.trainer.world_size
+        if world > 1 and len(batch[0]) < world:
+            raise TrainingError(f"a batch of {len(batch[0])} cannot be shared by {world} devices; raise batch_size")
         seeded(plan.seed, "step", self.step, rank)
-        theta = draw(plan.space, len(x), plan.settings, plan.seed, self.step)
-        if world > 1:  # every process has the whole batch, and takes its share
-            if len(x) < world:
-                raise TrainingError(f"a batch of {len(x)} cannot be shared by {world} devices; raise batch_size")
-            x, y = x[rank::world], None if y is None else y[rank::world]
-            theta = {name: value[rank::world] if value.dim() else value for name, value in theta.items()}
+        parts = [] if plan.predict == "only" else [self._objective(batch, rank, world)]
+        if plan.predict:
+            x, theta = batch[0][rank::world], drawn(plan, len(batch[0]), self.step)
+            parts.append(head_loss(plan, x, self._share(theta, rank, world)))
+        seen = torch.stack([part.detach().float() for part in parts])
+        if seen.device.type == "cpu":
+            self._refuse(seen.tolist(), self.step)  # before it reaches a tensor
+        self.pending.append(seen if world == 1 else self.trainer.strategy.reduce(seen.clone(), reduce_op="mean"))
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+    def _objective(self, batch: Batch, rank: int, world: int) -> Tensor:
+        """The loss of the transform on this process's share of a batch; every process has the whole of it."""
+        plan = self.plan
+        x, y = batch[0][rank::world], None if batch[1] is None else batch[1][rank::world]
+        theta = self._share(draw(plan.space, len(batch[0]), plan.settings, plan.seed, self.step), rank, world)
         with torch.no_grad():
             frozen = self.teacher[0](x) if self.teacher else None
             with torch.autocast(x.device.type, enabled=False):
                 turned = plan.input_transform(x, **theta)
-        loss = plan.objective(plan.call(turned, theta), y, frozen)
-        if loss.device.type == "cpu":
-            self._refuse([float(loss.detach())], self.step)  # before it reaches a tensor
-        seen = loss.detach()
-        self.pending.append(seen if world == 1 else self.trainer.strategy.reduce(seen.clone(), reduce_op="mean"))
-        return loss
+        return plan.objective(plan.call(turned, theta), y, frozen)
+
+    @staticmethod
+    def _share(theta: Theta, rank: int, world: int) -> Theta:
+        return {name: value[rank::world] if value.dim() else value for name, value in theta.items()}
 
     def on_after_backward(self) -> None:
-        if self.step == self.start and isinstance(self.module, Conditioned):
+        if self.step == self.start and isinstance(self.module, Conditioned) and self.plan.predict != "only":
             check_gradients(self.module)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -138,6 +152,8 @@ class Loop(lightning.LightningModule):
             self.log("loss", outputs["loss"], prog_bar=True, logger=False, batch_size=len(batch[0]))
         if self.loggers and (self.step % self.log_every == 0 or self.step == self.plan.total):
             metrics = {"train/loss": float(outputs["loss"]), "train/lr": self.plan.rate(self.step - 1)}
+            if self.plan.predict and self.told:
+                metrics["train/parameter_loss"] = self.told[-1]
             for logger in self.loggers:
                 logger.log_metrics(metrics, step=self.step)
         if due:
@@ -148,21 +164,24 @@ class Loop(lightning.LightningModule):
     def look(self) -> None:
         """Fetch the losses that are still on the device."""
         if self.pending:
-            values: list[float] = torch.stack(self.pending).tolist()
-            self._refuse(values, self.step - len(values))
-            self.losses += values
+            rows: list[list[float]] = torch.stack(self.pending).tolist()
+            for step, row in enumerate(rows, self.step - len(rows)):
+                self._refuse(row, step)
+            self.losses += [row[0] for row in rows]
+            if self.plan.predict:
+                self.told += [row[-1] for row in rows]
             self.pending = []
 
-    def _refuse(self, values: list[float], first: int) -> None:
-        for step, value in enumerate(values, first):
-            if not math.isfinite(value):
-                folder = self.plan.folder
-                kept = f"; the checkpoint in {folder} is the last good one" if folder is not None else ""
-                raise TrainingError(
-                    f"the loss is {value} at step {step} (learning rate {self.plan.rate(step):.3g}){kept}. Lower lr, "
-                    "or clip gradients with trainer={'gradient_clip_val': 1.0}; at step 0, look for inputs or labels "
-                    "that are not finite, or a base that overflows"
-                )
+    def _refuse(self, values: list[float], step: int) -> None:
+        value = next((value for value in values if not math.isfinite(value)), None)
+        if value is not None:
+            folder = self.plan.folder
+            kept = f"; the checkpoint in {folder} is the last good one" if folder is not None else ""
+            raise TrainingError(
+                f"the loss is {value} at step {step} (learning rate {self.plan.rate(step):.3g}){kept}. Lower lr, or "
+                "clip gradients with trainer={'gradient_clip_val': 1.0}; at step 0, look for inputs or labels that are "
+                "not finite, or a base that overflows"
+            )
 
     def save(self) -> None:
         """Write the checkpoint, if there is a folder and this is the first process."""
@@ -170,8 +189,8 @@ class Loop(lightning.LightningModule):
         if folder is None or optimiser is None or not self.trainer.is_global_zero:
             return
         notes = {"total": self.plan.total, "prior": None if self.prior is None else vars(self.prior)}
-        losses = self.losses[: self.step]
-        write(folder, State.of(self.module, optimiser, losses, self.seconds, self.plan.record(), notes))
+        losses, told = self.losses[: self.step], self.told[: self.step]
+        write(folder, State.of(self.module, optimiser, losses, self.seconds, self.plan.record(), notes, told))
         self.saved = time.monotonic()
 
     def save_interrupted(self) -> None:
@@ -182,9 +201,7 @@ class Loop(lightning.LightningModule):
             self.save()
 
 
-def run(
-    plan: Plan, state: State | None, prior: PriorCheck | None, options: dict[str, Any]
-) -> tuple[list[float], float, PriorCheck | None]:
+def run(plan: Plan, state: State | None, options: dict[str, Any]) -> Outcome:
     """Train to the end: losses, seconds, and the prior check's account.
 
     Raises:
@@ -201,7 +218,7 @@ def run(
         elsewhere = isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
         if elsewhere and plan.folder is None:
             plan.folder = Path(beside)  # processes that are started for the run have no other way to report
-        loop = Loop(plan, state, prior, int(options.get("log_every_n_steps", LOG_EVERY)))
+        loop = Loop(plan, state, int(options.get("log_every_n_steps", LOG_EVERY)))
         before = signal.getsignal(signal.SIGINT)
         try:
             with _stop_between_steps(loop):
@@ -221,11 +238,11 @@ def run(
         done = read(plan.folder) if elsewhere and plan.folder is not None else None
         if done is not None:
             done.restore(plan.module, None)
-            return done.losses.tolist(), done.seconds, PriorCheck.of(done.notes["prior"])
+            return Outcome.of(done)
         if loop.step < plan.total:  # ended by a callback of the user's, or by max_time
             loop.save_interrupted()
     loop.look()
-    return loop.losses, loop.seconds, loop.prior
+    return Outcome(loop.losses, loop.told, loop.seconds, loop.prior)
 
 
 @contextmanager

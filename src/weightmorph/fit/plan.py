@@ -12,14 +12,18 @@ from torch import Tensor, nn
 
 from ..conditioned import Conditioned
 from ..errors import TrainingError
-from ..objectives import Objective
+from ..estimator import Estimator, estimator_of
+from ..objectives import Objective, resolve
 from ..parameters import ParameterSpace, Theta
-from .data import Source
+from .data import Data, Source
 
-__all__ = ["DEFAULT_STEPS", "Plan", "Schedule", "total_steps"]
+__all__ = ["DEFAULT_STEPS", "Plan", "Predict", "Schedule", "settle", "total_steps"]
 
 Schedule: TypeAlias = 'Literal["cosine", "constant"] | Callable[[float], float]'
 """The learning rate's factor over the run: by name, or a function of the share done, from 0 to 1."""
+
+Predict: TypeAlias = 'bool | Literal["only"]'
+"""Is a head trained that estimates θ, and nothing else?"""
 
 DEFAULT_STEPS = 1000
 """Steps where neither steps nor epochs are given."""
@@ -43,6 +47,7 @@ class Plan:
     folder: Path | None
     check_prior: bool
     reference: nn.Module | None = None
+    predict: Predict = False
 
     def call(self, x: Tensor, theta: Theta) -> Any:
         """The output for transformed inputs; a plain network is not told θ."""
@@ -62,9 +67,17 @@ class Plan:
             return self.lr * float(self.schedule(done))
         return self.lr * (0.5 * (1 + math.cos(math.pi * done)) if self.schedule == "cosine" else 1.0)
 
+    @property
+    def estimator(self) -> Estimator | None:
+        """The head that estimates θ, whether or not it is trained."""
+        return estimator_of(self.module)
+
     def trained(self) -> list[nn.Parameter]:
         """What is trained."""
-        return [p for p in self.module.parameters() if p.requires_grad]
+        head = [] if self.estimator is None else list(self.estimator.parameters())
+        mine = {id(p) for p in head}
+        rest = [] if self.predict == "only" else [p for p in self.module.parameters() if id(p) not in mine]
+        return [p for p in (*rest, *(head if self.predict else ())) if p.requires_grad]
 
     def record(self) -> dict[str, Any]:
         """What a checkpoint must agree with; the number of steps may grow."""
@@ -79,7 +92,11 @@ class Plan:
             "weight_decay": self.weight_decay,
             "schedule": self.schedule if isinstance(self.schedule, str) else "a function",
             "seed": self.seed,
+            **({"predict_parameter": self.predict, "estimator": self._head()} if self.predict else {}),
         }
+
+    def _head(self) -> dict[str, Any] | None:
+        return None if self.estimator is None else self.estimator.config()
 
 
 def total_steps(source: Source, epochs: int | None, steps: int | None) -> int:
@@ -98,3 +115,44 @@ def total_steps(source: Source, epochs: int | None, steps: int | None) -> int:
     if source.per_epoch is None:
         raise TrainingError("epochs: these data do not say how long they are; give steps instead")
     return epochs * source.per_epoch
+
+
+def settle(
+    module: nn.Module,
+    space: ParameterSpace,
+    data: Data,
+    input_transform: Callable[..., Tensor],
+    objective: str | Objective | Callable[[Any, Any], Tensor],
+    epochs: int | None,
+    steps: int | None,
+    batch_size: int,
+    settings: int | None,
+    lr: float,
+    weight_decay: float,
+    schedule: Schedule,
+    seed: int,
+    checkpoint: str | Path | None,
+    num_workers: int,
+) -> Plan:
+    """The arguments that `fit` and `fine_tune` share, checked.
+
+    Raises:
+        TrainingError: for data, an objective or a budget that cannot be trained with.
+    """
+    for name, value in (("batch_size", batch_size), ("settings", 1 if settings is None else settings)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise TrainingError(f"{name}: expected a whole number, 1 or more, got {value!r}")
+    if not lr > 0 or not weight_decay >= 0:
+        raise TrainingError(f"expected lr > 0 and weight_decay >= 0, got lr={lr!r} and weight_decay={weight_decay!r}")
+    if not callable(schedule) and schedule not in ("cosine", "constant"):
+        raise TrainingError(
+            f"schedule: expected 'cosine', 'constant' or a function of the share done, got {schedule!r}"
+        )
+    chosen = resolve(objective)
+    source = Source(data, batch_size, seed, chosen.needs_labels, num_workers)
+    total = total_steps(source, epochs, steps)
+    folder = None if checkpoint is None else Path(checkpoint)
+    return Plan(
+        module, space, input_transform, chosen, source, total, settings, lr, weight_decay, schedule, seed, folder,
+        check_prior=False,
+    )  # fmt: skip

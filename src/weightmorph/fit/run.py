@@ -3,82 +3,32 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..conditioned import Conditioned
-from ..errors import BaseError, ParameterError, TrainingError, near, require
+from ..errors import BaseError, ParameterError, TrainingError, require
 from ..inputs import InputTransform
-from ..objectives import Objective, resolve
+from ..objectives import Objective
 from ..parameters import Parameter, ParameterSpace
-from .data import Data, Source, preserved_rng
-from .plan import Plan, Schedule, total_steps
-from .prior import PriorCheck, check_first
+from .agree import agree
+from .data import Data, preserved_rng
+from .options import trainer_options
+from .plan import Plan, Predict, Schedule, settle
+from .predict import attach_first
+from .prior import check_first
+from .result import Fit, Model, Outcome
 from .state import State, read
 
-__all__ = ["Fit", "fine_tune", "fit"]
-
-Model = TypeVar("Model", bound=nn.Module)
-
-OWN = {
-    "accelerator", "devices", "logger", "precision",
-    "accumulate_grad_batches", "enable_checkpointing", "enable_model_summary", "enable_progress_bar", "fast_dev_run",
-    "limit_train_batches", "max_epochs", "max_steps", "min_epochs", "min_steps", "overfit_batches",
-    "reload_dataloaders_every_n_epochs", "use_distributed_sampler",
-}  # fmt: skip
-"""Arguments of Lightning's Trainer that `fit` sets itself."""
-
-PRECISIONS = (None, "bf16-mixed", "16-mixed", "32-true", "bf16", "16", "32", 16, 32)
-"""Those of Lightning's precisions under which the model stays in its own type."""
-
-
-@dataclass(frozen=True)
-class Fit(Generic[Model]):
-    """What a run did. `print` it for a readable account.
-
-    Attributes:
-        model: what was trained: the very model that was given to `fit`, or the copy that `fine_tune` made.
-        losses: of every step.
-        seconds: wall time of the training, the prior check and runs before a resumption included.
-        steps: steps done.
-        trainable: how many numbers were trained.
-        prior: what the prior check found and chose, or None if there was none.
-        resumed: the step from which this call went on, or 0.
-        about: the settings, in words.
-    """
-
-    model: Model
-    losses: list[float] = field(repr=False)
-    seconds: float
-    steps: int
-    trainable: int
-    prior: PriorCheck | None = None
-    resumed: int = 0
-    about: str = ""
-
-    def __str__(self) -> str:
-        more = f", resumed at step {self.resumed}" if self.resumed else ""
-        lines = [
-            f"{type(self.model).__name__}: {self.trainable:,} numbers trained for {self.steps:,} steps in "
-            f"{self.seconds:.1f} s{more}",
-            f"  {self.about}",
-        ]
-        if self.losses:
-            tenth = max(1, len(self.losses) // 10)
-            first, last = (sum(part) / tenth for part in (self.losses[:tenth], self.losses[-tenth:]))
-            lines.append(f"  loss {first:.4g} at the start, {last:.4g} at the end (means over {tenth} steps)")
-        if self.prior is not None:
-            lines.append(str(self.prior))
-        return "\n".join(lines)
+__all__ = ["agree", "fine_tune", "fit"]
 
 
 def fit(
@@ -98,6 +48,7 @@ def fit(
     checkpoint: str | Path | None = None,
     resume: bool = True,
     check_prior: bool = True,
+    predict_parameter: Predict = False,
     progress: bool = True,
     logger: Any = None,
     precision: Any = None,
@@ -143,6 +94,11 @@ def fit(
         resume: go on from the folder's checkpoint if there is one; False starts again and writes over it. The number of
             steps may have been raised in between; everything else must be as it was.
         check_prior: compare the prior with the frozen weights first; False trusts it.
+        predict_parameter: also train a head that estimates θ from the frozen base's early features, on the same images,
+            each transformed anew with a θ of its own: `model.estimator`, for `model(x, angle="infer")` and
+            [`infer`][weightmorph.infer.infer]. It shares nothing with the transform, which is trained as it would be
+            without it. `"only"` trains the head and leaves the transform, which may be trained already, as it is. The
+            head is made with defaults unless [`attach`][weightmorph.infer.attach] gave the model one before.
         progress: show Lightning's progress bar.
         logger: a Lightning logger, several, or True for Lightning's default one; None writes nothing.
         precision: as Lightning's Trainer takes it: `"bf16-mixed"`, `"16-mixed"`; unless given, the model's own. Those
@@ -180,14 +136,19 @@ def fit(
             f"fit: expected a conditioned model, made by condition(net, …), got {type(model).__name__}; a plain "
             "network is trained by fine_tune"
         )
+    if predict_parameter not in (False, True, "only"):
+        raise TrainingError(f"predict_parameter: expected True, False or 'only', got {predict_parameter!r}")
     agree(model.space, input_transform)
-    plan = _plan(
+    plan = settle(
         model, model.space, data, input_transform, objective, epochs, steps, batch_size, settings, lr, weight_decay,
         schedule, seed, checkpoint, num_workers,
     )  # fmt: skip
-    plan.check_prior = check_prior
-    options = _options(progress, logger, precision, accelerator, devices, trainer)
-    with _left_as_it_was(model, model.view.device):
+    plan.predict = predict_parameter
+    plan.check_prior = check_prior and predict_parameter != "only"
+    options = trainer_options(progress, logger, precision, accelerator, devices, trainer)
+    if predict_parameter and plan.estimator is None:
+        attach_first(plan)
+    with _left_as_it_was(model, model.view.device), _frozen_but(plan.trained(), model):
         return _train(model, plan, resume, options)
 
 
@@ -252,13 +213,13 @@ def fine_tune(
     space = parameters if isinstance(parameters, ParameterSpace) else ParameterSpace(parameters)
     agree(space, input_transform)
     trained = copy.deepcopy(net)
-    plan = _plan(
+    plan = settle(
         trained, space, data, input_transform, objective, epochs, steps, batch_size, settings, lr, weight_decay,
         schedule, seed, checkpoint, num_workers,
     )  # fmt: skip
     if plan.objective.needs_frozen:
         plan.reference = copy.deepcopy(net).eval()
-    options = _options(progress, logger, precision, accelerator, devices, trainer)
+    options = trainer_options(progress, logger, precision, accelerator, devices, trainer)
     flags = [p.requires_grad for p in trained.parameters()]
     for parameter in trained.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
@@ -270,72 +231,13 @@ def fine_tune(
     return replace(done, model=trained.eval())
 
 
-def _plan(
-    module: nn.Module,
-    space: ParameterSpace,
-    data: Data,
-    input_transform: Callable[..., Tensor],
-    objective: str | Objective | Callable[[Any, Any], Tensor],
-    epochs: int | None,
-    steps: int | None,
-    batch_size: int,
-    settings: int | None,
-    lr: float,
-    weight_decay: float,
-    schedule: Schedule,
-    seed: int,
-    checkpoint: str | Path | None,
-    num_workers: int,
-) -> Plan:
-    """The arguments, checked."""
-    for name, value in (("batch_size", batch_size), ("settings", 1 if settings is None else settings)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise TrainingError(f"{name}: expected a whole number, 1 or more, got {value!r}")
-    if not lr > 0 or not weight_decay >= 0:
-        raise TrainingError(f"expected lr > 0 and weight_decay >= 0, got lr={lr!r} and weight_decay={weight_decay!r}")
-    if not callable(schedule) and schedule not in ("cosine", "constant"):
-        raise TrainingError(
-            f"schedule: expected 'cosine', 'constant' or a function of the share done, got {schedule!r}"
-        )
-    chosen = resolve(objective)
-    source = Source(data, batch_size, seed, chosen.needs_labels, num_workers)
-    total = total_steps(source, epochs, steps)
-    folder = None if checkpoint is None else Path(checkpoint)
-    return Plan(
-        module, space, input_transform, chosen, source, total, settings, lr, weight_decay, schedule, seed, folder,
-        check_prior=False,
-    )  # fmt: skip
-
-
-def _options(
-    progress: bool, logger: Any, precision: Any, accelerator: str, devices: Any, trainer: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Arguments of Lightning's Trainer."""
-    if precision not in PRECISIONS:
-        raise TrainingError(
-            f"precision: expected one of {', '.join(map(repr, PRECISIONS[1:]))}, or None, got {precision!r}; to train "
-            "in another type convert the network, e.g. condition(net.double(), …)"
-        )
-    more = dict(trainer or {})
-    taken = sorted(OWN & set(more))
-    if taken:
-        raise TrainingError(
-            f"trainer={{{taken[0]!r}: …}} is set by fit itself: use its own arguments (steps, epochs, checkpoint, "
-            "progress, logger, precision, accelerator, devices)"
-        )
-    return more | {
-        "enable_progress_bar": progress, "logger": False if logger is None else logger, "precision": precision,
-        "accelerator": accelerator, "devices": devices,
-    }  # fmt: skip
-
-
 def _train(model: Model, plan: Plan, resume: bool, options: dict[str, Any]) -> Fit[Model]:
     """Carry out a plan: what `fit` and `fine_tune` share."""
     trainable = sum(p.numel() for p in plan.trained())
     if not trainable and plan.total:
         raise TrainingError(
             "there is nothing to train: the transform has no trainable number. Use the model as it is; fit(…, steps=0) "
-            "runs the prior check alone"
+            "runs the prior check alone, and fit(…, predict_parameter='only') trains a head that estimates θ"
         )
     state = read(plan.folder, plan.record()) if plan.folder is not None and resume else None
     if state is not None and state.step > plan.total:
@@ -343,30 +245,28 @@ def _train(model: Model, plan: Plan, resume: bool, options: dict[str, Any]) -> F
             f"steps: the checkpoint in {plan.folder} has {state.step} steps already, more than the {plan.total} asked "
             "for; resume=False starts again"
         )
-    prior = None if state is None else PriorCheck.of(state.notes["prior"])
     start = 0 if state is None else state.step
     began = time.perf_counter()
     with preserved_rng(), torch.enable_grad():
         if start < plan.total:
-            losses, seconds, prior = _run(plan, state, prior, options)
+            done = _run(plan, state, options)
+        elif state is None:
+            prior = check_first(plan) if plan.check_prior else None
+            done = Outcome([], [], time.perf_counter() - began, prior)
         else:
-            if state is None:
-                prior = check_first(plan) if plan.check_prior else None
-            else:
-                state.restore(model, None)
-            losses = [] if state is None else state.losses.tolist()
-            seconds = time.perf_counter() - began if state is None else state.seconds
-    return Fit(model, losses, seconds, len(losses), trainable, prior, start, _about(plan))
+            state.restore(model, None)
+            done = Outcome.of(state)
+    return Fit(
+        model, done.losses, done.seconds, len(done.losses), trainable, done.prior, start, _about(plan), done.told
+    )
 
 
-def _run(
-    plan: Plan, state: State | None, prior: PriorCheck | None, options: dict[str, Any]
-) -> tuple[list[float], float, PriorCheck | None]:
+def _run(plan: Plan, state: State | None, options: dict[str, Any]) -> Outcome:
     """Train, on Lightning."""
     _import_lightning()
     from .loop import run
 
-    return run(plan, state, prior, options)
+    return run(plan, state, options)
 
 
 def _import_lightning() -> None:
@@ -376,6 +276,20 @@ def _import_lightning() -> None:
         require("lightning", "train", "fit")
     finally:
         warnings.formatwarning = before
+
+
+@contextmanager
+def _frozen_but(trained: list[nn.Parameter], model: nn.Module) -> Iterator[None]:
+    """Nothing else of the model takes a gradient: DDP waits for every parameter that says it does."""
+    kept = {id(parameter) for parameter in trained}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in kept]
+    for parameter in others:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
@@ -393,79 +307,10 @@ def _left_as_it_was(module: nn.Module, device: torch.device) -> Iterator[None]:
         module.to(device)
 
 
-def agree(space: ParameterSpace, input_transform: Callable[..., Tensor]) -> None:
-    """Do an input transform and a model speak of the same parameters, in the same unit?
-
-    Raises:
-        ParameterError: naming both, and what to do.
-    """
-    if not callable(input_transform):
-        raise TrainingError(
-            f"input_transform: expected an input transform such as inputs.Rotate(), or a function (x, **theta) -> x, "
-            f"got {input_transform!r}"
-        )
-    name = getattr(input_transform, "__name__", type(input_transform).__name__)
-    required, known, open_ended = _keywords(input_transform)
-    unknown = [p for p in space if p not in known] if not open_ended else []
-    if unknown:
-        raise ParameterError(
-            f"the model is conditioned on {', '.join(space)}, but the input transform {name} takes "
-            f"{', '.join(known) or 'no parameter'}: it does not know {unknown[0]!r}{near(unknown[0], known)}. Name the "
-            f"transform's parameter alike (e.g. Rotate(name={unknown[0]!r})), add a transform with "
-            f"inputs.Compose([…]), or condition the model on {', '.join(known) or 'fewer parameters'} alone"
-        )
-    left = [p for p in required if p not in space]
-    if left:
-        raise ParameterError(
-            f"the input transform {name} takes {', '.join(required)}, but the model is conditioned on "
-            f"{', '.join(space)}: nothing says what {left[0]!r} is. Add it to the parameters given to condition(), or "
-            f"fix it with functools.partial(transform, {left[0]}=…)"
-        )
-    if isinstance(input_transform, InputTransform):
-        for parameter, mine in space.items():
-            _agree_on(parameter, mine, input_transform.parameters[parameter], name)
-
-
-def _agree_on(name: str, mine: Parameter, theirs: Parameter, transform: str) -> None:
-    one = "declare it once, and give both the same: condition(net, transform.parameters, …)"
-    units = _unit(mine), _unit(theirs)
-    if None not in units and units[0] != units[1]:
-        raise ParameterError(
-            f"parameter {name!r} is in {units[0]} for the model and in {units[1]} for the input transform {transform}; "
-            f"{one}"
-        )
-    if mine.anchor_value != theirs.anchor_value:
-        raise ParameterError(
-            f"parameter {name!r} has its anchor at {mine.anchor!r} for the model, where the network is right as it "
-            f"stands, and at {theirs.anchor!r} for the input transform {transform}, where the input is as it was; {one}"
-        )
-
-
-def _keywords(function: Callable[..., Tensor]) -> tuple[list[str], list[str], bool]:
-    """The parameters that an input transform needs, those it knows, and whether it takes any others."""
-    if isinstance(function, InputTransform):
-        names = list(function.parameters)
-        return names, names, False
-    try:
-        found = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):
-        return [], [], True
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    first = next((p for p in found if p.kind in positional), None)
-    named = [p for p in found if p is not first and p.kind in kinds]
-    needed = [p.name for p in named if p.default is inspect.Parameter.empty]
-    return needed, [p.name for p in named], any(p.kind == inspect.Parameter.VAR_KEYWORD for p in found)
-
-
-def _unit(parameter: Parameter) -> str | None:
-    """In what a parameter is measured; a rotation without a unit is one in radians."""
-    return parameter.unit or ("rad" if parameter.affine == "rotation" else None)
-
-
 def _about(plan: Plan) -> str:
     size = plan.source.batch_size
     batches = "batches as they come" if size is None else f"batches of {size}"
+    head = {True: "; with a head that estimates θ", "only": "; only a head that estimates θ"}.get(plan.predict, "")
     dealt = "one setting per image" if plan.settings is None else f"{plan.settings} settings of {', '.join(plan.space)}"
     schedule = plan.schedule if isinstance(plan.schedule, str) else "a schedule of your own"
-    return f"{plan.objective!r}; {batches}, {dealt}; AdamW {plan.lr:g}, {schedule}; seed {plan.seed}"
+    return f"{plan.objective!r}; {batches}, {dealt}; AdamW {plan.lr:g}, {schedule}; seed {plan.seed}{head}"

@@ -30,6 +30,7 @@ class State:
         losses: `(step,)`.
         settings: what the run was started with; a run goes on only with the same.
         notes: what else is to be kept, as plain data.
+        told: the losses of the head that estimates θ, if one is trained: `(step,)`, otherwise `(0,)`.
     """
 
     def __init__(
@@ -40,9 +41,11 @@ class State:
         seconds: float,
         settings: Mapping[str, Any],
         notes: Mapping[str, Any],
+        told: Tensor | None = None,
     ) -> None:
         self.module, self.optimiser, self.losses = module, optimiser, losses
         self.seconds, self.settings, self.notes = seconds, settings, notes
+        self.told = losses.new_zeros(0) if told is None else told
 
     @property
     def step(self) -> int:
@@ -57,6 +60,7 @@ class State:
         seconds: float,
         settings: Mapping[str, Any],
         notes: Mapping[str, Any],
+        told: list[float],
     ) -> State:
         """The state of a module and its optimiser."""
         tensors = module.state_dict()
@@ -67,7 +71,8 @@ class State:
                 "train without checkpoint="
             )
         moments: dict[int, Mapping[str, Tensor]] = optimiser.state_dict()["state"]
-        return cls(tensors, moments, torch.tensor(losses, dtype=torch.float64), seconds, settings, notes)
+        rows, more = (torch.tensor(values, dtype=torch.float64) for values in (losses, told))
+        return cls(tensors, moments, rows, seconds, settings, notes, more)
 
     def restore(self, module: nn.Module, optimiser: torch.optim.Optimizer | None) -> None:
         """Put the tensors back.
@@ -100,6 +105,8 @@ def write(folder: Path, state: State) -> None:
     # Clones, since a tensor that is there under two names would be refused.
     flat = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
     flat["losses"] = state.losses
+    if len(state.told):
+        flat["parameter_losses"] = state.told
     about = {"seconds": state.seconds, "settings": state.settings, "notes": state.notes}
     beside = folder / f".{FILE}.{os.getpid()}"
     try:
@@ -153,7 +160,8 @@ def _assembled(tensors: dict[str, Tensor], about: dict[str, Any]) -> State:
         elif kind == "optimiser":
             number, _, moment = key.partition(".")
             optimiser.setdefault(int(number), {})[moment] = value
-    return State(module, optimiser, tensors["losses"], about["seconds"], about["settings"], about["notes"])
+    told = tensors.get("parameter_losses")
+    return State(module, optimiser, tensors["losses"], about["seconds"], about["settings"], about["notes"], told)
 
 
 def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -27,6 +28,8 @@ def pictures(found: Evaluation, thumbnails: Mapping[float, np.ndarray] | None = 
         found: the evaluation.
         thumbnails: angle to an image `(h, w)` or `(h, w, 3)` in [0, 1] seen at that angle, drawn around a round chart.
     """
+    # Rows that were told a wrong θ have the first row's curve, only lower: they are in the table.
+    found = dataclasses.replace(found, rows=tuple(row for row in found.rows if row.role != "offset"))
     over = listing(found.grid)
     metric = found.metric[:1].upper() + found.metric[1:]
     alt = f"{metric} over {over}. " + "; ".join(

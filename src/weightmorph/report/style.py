@@ -95,7 +95,7 @@ def lines(rows: Sequence[Row], palette: Palette) -> dict[str, Line]:
     }
     found: dict[str, Line] = {}
     for row in rows:
-        if row.role != "other":
+        if row.role in known:
             found[row.name] = known[row.role]
             continue
         n = sum(1 for name in found if name not in known)

@@ -42,6 +42,7 @@ class Record:
         memory_limit: of the model.
         positions: output positions by slot, if an example was traced.
         folded: layers that move the batch axis, if an example was traced.
+        estimator: the head that estimates θ, as its `config` says, if there is one.
         metrics: whatever the user wants to keep with the model.
         written_by: the versions of the libraries that wrote the file.
         plan: what the model measured about its own execution, if it did; plain data that another machine, or another
@@ -58,6 +59,7 @@ class Record:
     memory_limit: int
     positions: Mapping[str, int] | None = None
     folded: tuple[str, ...] | None = None
+    estimator: Mapping[str, Any] | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     written_by: Mapping[str, str] = field(default_factory=lambda: versions())
     plan: Mapping[str, Any] | None = None
@@ -74,6 +76,7 @@ class Record:
             "folded": self.folded,
             "dtype": dtype_name(self.dtype),
             "memory_limit": self.memory_limit,
+            **({} if self.estimator is None else {"estimator": dict(self.estimator)}),
             "metrics": dict(self.metrics),
             "base": {"network": self.network, "fingerprint": str(self.base), "tensors": dict(self.base.tensors)},
             "plan": None if self.plan is None else dict(self.plan),
@@ -99,7 +102,9 @@ class Record:
             bounded(entry, ("harmonics", "order"))
         for entry in data["transform"].get("parts", [data["transform"]]):
             bounded(entry, ("grow", "hidden", "rank", "dim"))
-        plan = data.get("plan")  # a file from before there were plans has none
+        plan, estimator = data.get("plan"), data.get("estimator")  # older files have neither
+        if not isinstance(estimator, dict | None):
+            raise TypeError(f"the estimator cannot be {estimator!r:.80}")
         return cls(
             space=ParameterSpace.from_config(data["parameters"]),
             recipe=data["transform"],
@@ -111,6 +116,7 @@ class Record:
             memory_limit=data["memory_limit"],
             positions=data["positions"],
             folded=None if data["folded"] is None else tuple(data["folded"]),
+            estimator=estimator,
             metrics=data["metrics"],
             written_by=data["written_by"],
             plan=plan if isinstance(plan, dict) else None,
