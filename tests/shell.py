@@ -57,9 +57,10 @@ def broken(**options):
 
 
 def slow(x, angle):
-    import time
+    import os, time
 
-    time.sleep(0.2)
+    if os.path.exists("hold"):
+        time.sleep(1.0)
     return x
 
 

@@ -123,6 +123,8 @@ def test_a_signal_leaves_a_run_that_goes_on(folder: Path, number: str) -> None:
     """Interrupted and called again, a run ends where an uninterrupted one does, bit for bit."""
     argv = ["fit", "--config", "config.yaml", "--trainer.steps", "12", "--out"]
     config = ["--input_transform", "tiny.py:slow"]
+    hold = folder / "hold"  # each step takes a second while it is there, so that none of them is missed
+    hold.touch()
     process = shell(*argv, "cut", *config, cwd=folder)
     try:
         state = folder / "cut" / "checkpoint" / "last.safetensors"
@@ -133,6 +135,7 @@ def test_a_signal_leaves_a_run_that_goes_on(folder: Path, number: str) -> None:
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
+        hold.unlink()
     code, told = {"SIGINT": (INTERRUPTED, "interrupted; stopped after"), "SIGTERM": (TERMINATED, "terminated")}[number]
     assert process.returncode == code, (out, err)
     assert told in err

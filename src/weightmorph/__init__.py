@@ -3,12 +3,14 @@
 from . import errors, inputs
 from .baking import bake_many
 from .checkpoint import load
+from .compare import Comparison, compare
 from .conditioned import Conditioned, condition
 from .delta import Delta, DeltaBook, apply_delta
 from .evaluate import Contender, Evaluation, evaluate
 from .export import export_onnx, export_program
 from .fit import fine_tune, fit
 from .hub import from_pretrained, push_to_hub, save_pretrained
+from .infer import Inferred, infer
 from .objectives import Distillation, Supervised
 from .parameters import Angle, Categorical, Interval, LogInterval, ParameterSpace
 from .quantize import quantize_onnx
@@ -20,6 +22,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Angle",
     "Categorical",
+    "Comparison",
     "Conditioned",
     "Contender",
     "Custom",
@@ -27,6 +30,7 @@ __all__ = [
     "DeltaBook",
     "Distillation",
     "Evaluation",
+    "Inferred",
     "Interval",
     "Lie",
     "LogInterval",
@@ -40,6 +44,7 @@ __all__ = [
     "WeightTransform",
     "apply_delta",
     "bake_many",
+    "compare",
     "condition",
     "errors",
     "evaluate",
@@ -48,6 +53,7 @@ __all__ = [
     "fine_tune",
     "fit",
     "from_pretrained",
+    "infer",
     "inputs",
     "load",
     "push_to_hub",

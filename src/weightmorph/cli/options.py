@@ -4,7 +4,6 @@ and the types that both are held to.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
@@ -363,10 +362,6 @@ COMMANDS: dict[str, tuple[type[Network], str]] = {
     "doctor": (Doctor, "what is installed, and whether a model file can be used"),
 }
 """Name to options and what it does, in the order of a user's path."""
-
-for _name in ("compare", "infer"):  # their rooms come with a later release; until then there are no such commands
-    if importlib.util.find_spec(f"weightmorph.{_name}") is None:
-        del COMMANDS[_name]
 
 
 Options = TypeVar("Options", bound=Network)

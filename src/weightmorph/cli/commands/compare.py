@@ -23,7 +23,7 @@ __all__ = ["run"]
 
 def run(job: Job[Compare]) -> int:
     """Train, judge, show the table and the advice, and write them with the configuration."""
-    from ...compare import compare  # type: ignore[import-not-found, unused-ignore]
+    from ...compare import compare
 
     options, trainer = job.options, job.options.trainer
     for name, least in (("grid", 1), ("one4one", 0), ("rounds", 0)):

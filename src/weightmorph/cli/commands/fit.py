@@ -11,11 +11,11 @@ import torch
 from ...conditioned import Conditioned, condition
 from ...errors import CheckpointError, ConfigError
 from ...fit import fit
-from ...fit.run import agree  # type: ignore[attr-defined, unused-ignore]
+from ...fit.run import agree
 from ...inputs import InputTransform
 from .. import data as sources
 from ..exits import TERMINATED
-from ..options import COMMANDS, Fit, Job, Trainer
+from ..options import Fit, Job, Trainer
 from ..recipes import configuring, input_transform, objective, parameters, weight_transform
 from ..results import write_config
 from ..show import say
@@ -63,18 +63,14 @@ def run(job: Job[Fit]) -> int:
     file = out / "model.safetensors"
     write_config(job, out, model=str(file))
     trainer = options.trainer
-    more: dict[str, Any] = {"predict_parameter": True} if trainer.predict_parameter else {}
-    if more and "infer" not in COMMANDS:
-        raise ConfigError(
-            "trainer.predict_parameter: this release has no infer, so no head to train for it; leave it out"
-        )
     try:
         done = fit(
             model, data, turn, aim, steps=trainer.steps, epochs=trainer.epochs, batch_size=trainer.batch_size,
             settings=trainer.settings, lr=trainer.lr, weight_decay=trainer.weight_decay, schedule=trainer.schedule,
             seed=options.seed, checkpoint=out / "checkpoint", resume=trainer.resume, check_prior=trainer.check_prior,
             progress=watched(trainer), precision=trainer.precision, accelerator=trainer.accelerator,
-            devices=trainer.devices, num_workers=trainer.num_workers, trainer=trainer.lightning, **more,
+            devices=trainer.devices, num_workers=trainer.num_workers, trainer=trainer.lightning,
+            predict_parameter=trainer.predict_parameter,
         )  # fmt: skip
     except SystemExit:  # so Lightning ends on SIGTERM, when the state is written
         print("weightmorph fit: terminated; call it again to go on", file=sys.stderr)

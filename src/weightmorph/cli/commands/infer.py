@@ -21,14 +21,14 @@ from ..results import destination, loaded, write_config
 from ..show import say
 
 if TYPE_CHECKING:
-    from ...infer import Inferred  # type: ignore[import-not-found, unused-ignore]
+    from ...infer import Inferred
 
 __all__ = ["run"]
 
 
 def run(job: Job[Infer]) -> int:
     """Estimate θ, say how sure that is, and write a line for each image."""
-    from ...infer import infer  # type: ignore[import-not-found, unused-ignore]
+    from ...infer import infer
 
     options = job.options
     for name in ("limit", "candidates", "batch_size"):
