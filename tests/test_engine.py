@@ -6,6 +6,7 @@ import copy
 import json
 import threading
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -330,6 +331,45 @@ def test_the_rule_follows_size() -> None:
     assert "x the frozen layer, against" in rule.plan(terms, late).reason
 
 
+def test_layers_run_setting_by_setting_where_that_pays() -> None:
+    """Few settings with many samples each, of a sum that is dear per sample; and not where weights are large."""
+    early = Layer(positions=784, groups=1, outputs=64, inputs=64, taps=9, grown=9, run=28, batch=64)
+    late = Layer(positions=16, groups=1, outputs=512, inputs=512, taps=9, grown=9, run=4, batch=16)
+    terms = (Kind("taps"), Kind("rank", 8))
+    assert [rule.bucketed(terms, early, n) for n in (2, 4, 64)] == [True, True, False]
+    assert not rule.bucketed(terms, late, 4)
+    model, x = block()
+    x, few = x.repeat(8, 1, 1, 1), torch.tensor([20.0, 50.0, 310.0]).repeat(16)
+    counts: list[int] = []
+
+    def decided(terms: tuple[Kind, ...], layer: Layer, settings: int) -> bool:
+        counts.append(settings)
+        return len(counts) % 2 == 0  # layers of both kinds in one network
+
+    with mock.patch.object(rule, "bucketed", decided):
+        torch.testing.assert_close(model(x, angle=few), one_by_one(model, x, {"angle": few}))
+    assert counts == [3] * 4
+    with mock.patch.object(rule, "bucketed", decided):
+        model(x[:18], angle=ANGLES.repeat(3))
+    assert len(counts) == 4, "with fewer than four samples a setting nobody asks"
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_one_setting_for_all_samples_is_a_shared_one(size: int) -> None:
+    """Given sample by sample, it costs what a shared θ costs, and its gradient comes back."""
+    model, x = block()
+    x = x[:1].repeat(size, 1, 1, 1)
+    theta = torch.full((size,), 40.0, dtype=torch.float64)
+    assert torch.equal(model(x, angle=theta), model(x, angle=40.0))
+    assert "one θ for the batch" in model.summary(x, angle=theta)
+    theta.requires_grad_()
+    got = torch.autograd.grad(model(x, angle=theta).square().sum(), theta)[0]
+    step = 1e-5
+    with torch.no_grad():
+        ends = [model(x, angle=40.0 + d).square().sum() for d in (step, -step)]
+    torch.testing.assert_close(got.sum(), (ends[0] - ends[1]) / (2 * step), rtol=1e-5, atol=1e-8)
+
+
 @pytest.mark.parametrize("layer", [CONV, Layer(64, 16, 1, 1, 9, 9), Layer(1, 1, 10, 64, 49, 49, "linear")])
 def test_costs_are_positive_and_sorted(layer: Layer) -> None:
     """A cost rule that could be negative, or that lists the worst first, would mislead."""
@@ -458,7 +498,11 @@ def test_summary_of_a_call_says_route_reason_and_cost() -> None:
     assert "conv1.weight" in text and "multiply-adds" in text and "bytes" in text and "against" in text
     assert "6 samples" in text
     assert "one θ for the batch" in model.summary(x, angle=3.0)
-    assert "setting by setting" in model.summary(torch.cat([x, x]), angle=torch.tensor([5.0, 50.0]).repeat(6))
+    few = torch.tensor([5.0, 50.0]).repeat(6)
+    with forced("bucketed"):
+        assert "setting by setting" in model.summary(torch.cat([x, x]), angle=few)
+    with forced("factored"):
+        assert "12 samples" in model.summary(torch.cat([x, x]), angle=few)
 
 
 # Memory

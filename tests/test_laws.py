@@ -156,6 +156,8 @@ def test_law_3_batchnorm_without_running_statistics_is_refused_per_sample() -> N
     x = torch.randn(4, 1, 5, 5)
     with pytest.raises(wm.errors.ExecutionError, match=r"'1'.*running statistics"):
         model(x, angle=[0.0, 1.0, 2.0, 3.0])
+    with pytest.raises(wm.errors.ExecutionError, match=r"'1'.*running statistics"):
+        model(x, angle=[3.0, 3.0, 3.0, 3.0])  # whether it works must not hang on the values
     assert model(x, angle=3.0).shape == (4, 2, 3, 3)
 
 

@@ -80,14 +80,16 @@ def plan_table(slots: Mapping[str, Slot], taken: Sequence[Row], size: int | None
     elif size is None:
         lines.append("one θ for the batch: every weight is made once, and the layers run as they are")
     else:
-        lines.append(f"few distinct settings among {size} samples: setting by setting, with shared weights")
+        lines.append(f"few distinct settings among {size} samples: layers run setting by setting, with shared weights")
     return "\n".join(lines)
 
 
 def _unplanned(slot: Slot, size: int | None) -> tuple[str, str, str, str]:
     if slot.kind in ("norm", "bias") and size is not None:
         return "per channel", "-", "-", "a multiply or an add of the output"
-    return "shared weight", "-", "-", "one weight for all samples that share a setting"
+    if size is None:
+        return "shared weight", "-", "-", "one weight for all samples"
+    return "setting by setting", "-", "-", "one weight for all samples that share a setting"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

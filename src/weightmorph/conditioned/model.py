@@ -24,7 +24,7 @@ from ..estimator import Estimator
 from ..execution import DEFAULT_MEMORY_LIMIT, Batch, Desk, Scope, StandIn, make
 from ..execution.desk import Watch
 from ..execution.making import make_vectors
-from ..execution.norm import Norm, prepared
+from ..execution.norm import Norm, mixes, prepared
 from ..execution.rule import Layer, kinds, spreads
 from ..execution.tuning import Recorder, Tuner
 from ..parameters import ParameterSpace, Theta, Value
@@ -57,6 +57,7 @@ class Conditioned(nn.Module):
 
     _fixed: tuple[Scope, nn.Module]
     _norms: list[Norm]
+    _alone: bool
     estimator: Estimator | None
 
     def __init__(
@@ -147,10 +148,11 @@ class Conditioned(nn.Module):
 
     def _make_weights(self, scope: Scope, theta: Theta, tracing: bool, shape: Sequence[int] = ()) -> None:
         """Make the weights of one call, before the base runs on an input of that shape."""
-        size, index = batch_size(theta), None
-        if size is not None:
+        samples = batch_size(theta)
+        if samples is not None:
             self._refuse_folded()
-            theta, index = (theta, None) if tracing else buckets(theta, size)
+        theta, index = (theta, None) if tracing else self._settings(theta)
+        size = None if batch_size(theta) is None else samples
         scope.grad = torch.is_grad_enabled()
         scope.remake = lambda name: self._operand(name, self._encode(theta))
         with full_precision(self.view.device):
@@ -160,6 +162,14 @@ class Conditioned(nn.Module):
         if size is not None:
             plain = Batch(size, None, (), None, self.memory_limit, self.folded is not None, self.desk, norms)
             scope.batch = plain if index is None else plain.bucketed(index, cast(int, batch_size(theta)))
+
+    def _settings(self, theta: Theta) -> tuple[Theta, Tensor | None]:
+        """The settings to make weights for, and each sample's, where few are distinct; one alone is a shared one."""
+        size = batch_size(theta)
+        found, index = (theta, None) if size is None else buckets(theta, size)
+        if self._alone and batch_size(found) == 1:
+            return {name: value[0] for name, value in found.items()}, None
+        return found, index
 
     def _operands(
         self, scope: Scope, code: Tensor, tracing: bool, shape: Sequence[int]
@@ -238,6 +248,8 @@ class Conditioned(nn.Module):
         vars(self)["_fixed"] = scope, self._clone(scope)
         scope.grad = False
         vars(self)["_norms"] = Norm.of(self.slots.values(), self.view.layer)
+        # A norm without running statistics is refused one θ per sample, also where these happen to be equal.
+        vars(self)["_alone"] = not any(map(mixes, self.view.classes, self.view.dicts))
 
     def _refuse_folded(self) -> None:
         if self.folded:
@@ -323,7 +335,7 @@ class Conditioned(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k not in ("_fixed", "_norms")}
+        return {k: v for k, v in vars(self).items() if k not in ("_fixed", "_norms", "_alone")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -417,10 +429,11 @@ class Conditioned(nn.Module):
         """
         if any(name in kwargs for name in self.space):
             recorder = Recorder()
-            size = batch_size(self._prepare({n: v for n, v in kwargs.items() if n in self.space}))
+            theta = self._prepare({n: v for n, v in kwargs.items() if n in self.space})
             with torch.no_grad():
                 self._watched(recorder)(*args, **kwargs)
-            return plan_table(self.slots, recorder.rows, size)
+            alone = batch_size(self._settings(theta)[0]) is None
+            return plan_table(self.slots, recorder.rows, None if alone else batch_size(theta))
         seen = self.seen
         if args or kwargs:
             seen = trace(self.view.clone(), list(self.slots.values()), args, kwargs)

@@ -76,13 +76,9 @@ def _run(
         y = call(x, weight)
     elif not weight.batch:
         y = call(x, make(weight), grow=weight.grow)
-    elif batch.rows:
-        dense = make(weight)
-        parts = [call(x.index_select(0, rows), w, grow=weight.grow) for rows, w in zip(batch.rows, dense, strict=True)]
-        y = batch.restore(parts)
     else:
         layer = layer_of(call, x, weight)
-        y = choose(batch, where, x, weight, layer, partial(run, call))
+        y = choose(batch, where, x, weight, layer, partial(run, call), partial(call, grow=weight.grow))
     if isinstance(bias, Tensor):
         return y.add_(per_channel(bias.unsqueeze(0), y))  # it is ours: no route keeps its output
     return channels(batch, y, None, bias)

@@ -25,22 +25,14 @@ def linear(batch: Batch, where: str, input: Tensor, weight: Tensor | WeightExpre
     batch.check(input, where)
     if not isinstance(weight, WeightExpression) or not weight.batch:
         y = F.linear(input, make(weight) if isinstance(weight, WeightExpression) else weight)
-    elif batch.rows:
-        y = _bucketed(batch, input, weight)
     else:
-        y = choose(batch, where, input, weight, layer_of(input, weight), run)
+        y = choose(batch, where, input, weight, layer_of(input, weight), run, F.linear)
     if bias is None:
         return y
     shift = values(batch, bias).to(y.dtype)
     if shift.dim() == 2:
         shift = shift.reshape(shift.shape[0], *(1,) * (y.dim() - 2), shift.shape[1])
     return y + shift
-
-
-def _bucketed(batch: Batch, x: Tensor, weight: WeightExpression) -> Tensor:
-    dense = make(weight)
-    parts = [F.linear(x.index_select(0, rows), w) for rows, w in zip(batch.rows, dense, strict=True)]
-    return batch.restore(parts)
 
 
 def layer_of(x: Tensor, weight: WeightExpression) -> Layer:

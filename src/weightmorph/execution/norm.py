@@ -73,6 +73,11 @@ class Norm:
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
+def mixes(kind: type, entries: Mapping[str, Any]) -> bool:
+    """Do the samples of a batch see each other in a layer of that class and dictionary?"""
+    return issubclass(kind, nn.modules.batchnorm._BatchNorm) and entries["_buffers"].get("running_mean") is None
+
+
 def prepared(
     norms: Sequence[Norm], made: Mapping[str, Tensor | WeightExpression], index: Tensor | None
 ) -> dict[str, NormAffine]:

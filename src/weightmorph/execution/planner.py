@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from ..errors import MemoryLimitError
 from ..weights import Dense, WeightExpression, Whole
 from . import rule
-from .batch import Batch
+from .batch import Batch, expand
 from .desk import Run
+from .making import make
 from .rule import Layer, Plan
 
 __all__ = ["choose", "within_memory"]
 
+Plain = Callable[[Tensor, Tensor], Tensor]
 
-def choose(batch: Batch, where: str, x: Tensor, expression: WeightExpression, layer: Layer, run: Run) -> Tensor:
+
+def choose(
+    batch: Batch, where: str, x: Tensor, expression: WeightExpression, layer: Layer, run: Run, plain: Plain
+) -> Tensor:
     """Decide on a route and take it.
+
+    Args:
+        batch: what is known of the batch.
+        where: the layer, for errors.
+        x: its input.
+        expression: W(θ), with a row for each sample, or for each setting if the batch has few of them.
+        layer: what the rule looks at.
+        run: the layer on a route.
+        plain: the layer with one weight for all samples.
 
     Raises:
         MemoryLimitError: if every route needs dense weights that would pass the limit.
     """
     terms = rule.kinds(expression)
+    if batch.rows:
+        if rule.bucketed(terms, layer, len(batch.rows)):
+            dense = make(expression)
+            return batch.restore([plain(x.index_select(0, r), w) for r, w in zip(batch.rows, dense, strict=True)])
+        expression = expand(batch, expression)
     if layer.tracing:
         return run(x, expression, within_memory(batch, where, expression, rule.plan(terms, layer), layer))
     desk = batch.desk

@@ -7,6 +7,8 @@ Three routes are exact for a weight $W + s \odot W + W D + U g V + \dots$ that d
 - `grouped`: one dense weight per sample, applied as one convolution whose groups are the samples;
 - `product`: one dense weight per sample, times patches.
 
+Where few settings are distinct in a batch, a layer may instead be run setting by setting (`bucketed`).
+
 The last two make weights for a few samples at a time. A low-rank term may stay on the activations beside them. The rule
 compares estimates in nanoseconds of one core; only their ratios matter. [`Costs`][weightmorph.execution.rule.Costs]
 holds what was measured.
@@ -52,6 +54,8 @@ class Costs:
     narrow_product: int = 6  # the same of a product, where a kernel has one tap
     lone: float = 2.5  # a grouped convolution with one input channel, against more
     launch: float = 7_000.0  # one operation's overhead
+    setting: float = 100_000.0  # of one more convolution, with its samples picked out and put back
+    setting_product: float = 20_000.0  # of one more product
 
 
 COSTS = Costs()
@@ -283,6 +287,22 @@ def _make(bill: _Bill, terms: Sequence[Kind], low_rank: Side) -> None:
         else:
             bill.add(c.copy * n, work=n, moved=2 * n)
         made = 2.0
+
+
+@lru_cache(maxsize=4096)
+def bucketed(terms: tuple[Kind, ...], layer: Layer, settings: int) -> bool:
+    """Is a layer faster run setting by setting, each with a weight of its own, than by the best route per sample?"""
+    if not layer.batch:
+        return False
+    bill, c = _Bill(layer), COSTS
+    bill.convolution(layer.work, weights=layer.numbers * settings / layer.batch, back=2.0)
+    bill.elements(layer.groups * (layer.inputs + 2 * layer.outputs) * layer.positions)
+    one = c.setting_product if layer.kind == "linear" else c.setting
+    making = _Bill(replace(layer, batch=None))
+    _make(making, terms, "weights")
+    making.add(c.reorder * layer.numbers + one, back=2.0)
+    whole = bill.time * layer.batch + making.time * settings + making.launches * c.launch
+    return whole < remembered(terms, layer).cost * frozen(layer).total() * layer.batch
 
 
 @lru_cache(maxsize=4096)
