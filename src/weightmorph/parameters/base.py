@@ -1,0 +1,160 @@
+"""What every parameter is: a value that is checked, sampled, laid out and encoded, with an anchor."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .. import affine as maps
+from ..errors import OutOfRangeWarning, ParameterError, ParameterLengthError, ParameterValueError, near
+
+__all__ = ["Parameter", "Theta", "Value", "brief"]
+
+
+Value = float | int | str | Tensor | Sequence[float] | Sequence[str]
+"""What a user may pass for one parameter: a Python number, a 0-d or `(B,)` tensor, a list; names for a Categorical."""
+
+Theta = dict[str, Tensor]
+"""Checked values by name, each `(*B)` with the same `*B`."""
+
+
+class Parameter(ABC):
+    """One named quantity θ that the weights depend on. Subclasses say how it is encoded.
+
+    `affine` names the map of [`weightmorph.affine`][] that the parameter applies to the image plane, if it is a
+    geometric one; [`Warp`][weightmorph.Warp] reads it. Angles in degrees are converted for the map.
+    """
+
+    affine: str | None
+    unit: Any
+    anchor: Any
+
+    def __post_init__(self) -> None:
+        if self.affine is not None and self.affine not in maps.MAPS:
+            raise ParameterError(
+                f"{type(self).__name__}: unknown affine map {self.affine!r}; known: {', '.join(sorted(maps.MAPS))}"
+                f"{near(self.affine, maps.MAPS)}"
+            )
+
+    @property
+    @abstractmethod
+    def code_dim(self) -> int:
+        """Columns of the code."""
+
+    @property
+    @abstractmethod
+    def anchor_code(self) -> tuple[float, ...]:
+        """The code at the anchor, as constants that every dtype holds exactly."""
+
+    @property
+    def anchor_value(self) -> float:
+        """The anchor as a number (for a Categorical, its index)."""
+        return float(self.anchor)
+
+    @abstractmethod
+    def encode(self, value: Tensor) -> Tensor:
+        """Values `(*B)` to code `(*B, K)`."""
+
+    @abstractmethod
+    def decode(self, code: Tensor) -> Tensor:
+        """Code `(*B, K)` back to values `(*B)`; for an angle, its principal value."""
+
+    @abstractmethod
+    def coordinate(self, code: Tensor) -> Tensor:
+        """Code `(*B, K)` to a coordinate `(*B)` that is 0 at the anchor and in which the parameter adds."""
+
+    @abstractmethod
+    def from_coordinate(self, coordinate: Tensor) -> Tensor:
+        """The way back: a coordinate `(*B)` to values `(*B)`."""
+
+    @property
+    def period(self) -> float | None:
+        """After how much of the coordinate everything comes again; None where nothing does."""
+        return None
+
+    @abstractmethod
+    def sample(self, size: int, generator: torch.Generator | None = None) -> Tensor:
+        """`size` values drawn over the range: `(size,)`, on the CPU."""
+
+    @abstractmethod
+    def grid(self, size: int) -> Tensor:
+        """`size` values laid evenly over the range: `(size,)`."""
+
+    def plane(self, code: Tensor) -> Tensor:
+        """The parameter's map of the image plane, relative to the anchor: `(*B, K) -> (*B, 2, 3)`."""
+        if self.affine is None:
+            return maps.identity(code[..., 0])
+        scale = math.pi / 180 if self.unit == "deg" else 1.0
+        here = maps.MAPS[self.affine](self.decode(code) * scale)
+        if self.anchor_value == maps.NEUTRAL[self.affine]:
+            return here
+        home = maps.MAPS[self.affine](torch.full_like(code[..., 0], self.anchor_value * scale))
+        return maps.compose(here, maps.inverse(home))
+
+    def tensor(self, name: str, value: Value) -> Tensor:
+        """A user's value as a float tensor `()` or `(B,)`, checked for shape and kind."""
+        if isinstance(value, bool):
+            raise ParameterValueError(f"parameter {name!r}: expected a number, got {value!r}")
+        if isinstance(value, int | float):
+            # torch.full, not as_tensor: the latter makes dynamo retrace for every value.
+            return torch.full((), float(value), dtype=torch.float64)
+        if not isinstance(value, Tensor):
+            try:
+                value = torch.as_tensor(value, dtype=torch.float64)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ParameterValueError(
+                    f"parameter {name!r}: expected a number, a list of numbers or a tensor, "
+                    f"got {type(value).__name__} {value!r}"
+                ) from error
+        if value.dim() > 1:
+            raise ParameterLengthError(
+                f"parameter {name!r}: expected one value, or one per sample of shape (B,), got shape "
+                f"{tuple(value.shape)}; for a column use value.flatten()"
+            )
+        if value.is_complex() or value.dtype == torch.bool:
+            raise ParameterValueError(f"parameter {name!r}: expected real numbers, got dtype {value.dtype}")
+        return value if value.is_floating_point() else value.to(torch.float64)
+
+    def check(self, name: str, value: Tensor) -> None:
+        """Refuse what is not finite, warn of what is out of range."""
+        if not bool(torch.isfinite(value).all()):
+            raise ParameterValueError(f"parameter {name!r}: expected finite values, got {brief(value)}")
+        bounds = self.bounds
+        if bounds is None:
+            return
+        low, high = bounds
+        slack = 1e-6 * (high - low)
+        if bool(((value < low - slack) | (value > high + slack)).any()):
+            warnings.warn(
+                f"parameter {name!r}: expected values in [{low:g}, {high:g}]{_unit(self.unit)}, got {brief(value)}; "
+                "the transform has not been trained there",
+                OutOfRangeWarning,
+                stacklevel=2,
+            )
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Lowest and highest value, or None where there is no end (an angle)."""
+        return None
+
+    def config(self) -> dict[str, Any]:
+        """Plain data from which [`ParameterSpace.from_config`][] makes the parameter again."""
+        fields = [f.name for f in dataclasses.fields(cast(Any, self)) if f.init]
+        return {"type": type(self).__name__} | {name: getattr(self, name) for name in fields}
+
+
+def brief(value: Tensor) -> str:
+    """The first numbers of a tensor, for an error."""
+    flat = value.detach().flatten().tolist()
+    return str(flat[0]) if len(flat) == 1 else f"{flat[:4]}{' …' if len(flat) > 4 else ''}"
+
+
+def _unit(unit: str | None) -> str:
+    return f" {unit}" if unit else ""
