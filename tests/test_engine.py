@@ -15,6 +15,7 @@ from zoo import FAMILIES, LAYERS, Bend, applies, conditioned, forced, one_by_one
 
 import weightmorph as wm
 from weightmorph import errors
+from weightmorph.conditioned.late import unmade
 from weightmorph.execution import make, patches, rule
 from weightmorph.execution.calls import PLAIN, Convolution
 from weightmorph.execution.desk import Desk
@@ -193,13 +194,13 @@ def test_a_few_samples_at_a_time_is_all_of_them(route: str, grad: bool, monkeypa
 
 def test_large_shared_weights_are_made_when_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without gradients, one at a time; the outputs are the same, and a layer called twice makes its weight once."""
-    from weightmorph.conditioned import model as room
+    from weightmorph.conditioned import late
 
     model, x = block()
     with torch.no_grad():
         expected = model(x, angle=33.0)
-        monkeypatch.setattr(room, "LARGE_WEIGHT", 1)
-        assert model._read_once == frozenset(n for n in model.slots)
+        monkeypatch.setattr(late, "LARGE_WEIGHT", 1)
+        assert model.seen and late.read_once(model.slots, model.seen) == frozenset(model.slots)
         torch.testing.assert_close(model(x, angle=33.0), expected, rtol=1e-12, atol=1e-12)
 
     class Twice(nn.Module):
@@ -211,7 +212,9 @@ def test_large_shared_weights_are_made_when_they_are_read(monkeypatch: pytest.Mo
             return self.conv(torch.relu(self.conv(x)))
 
     twice = wm.condition(Twice(), {"angle": wm.Angle("deg")}, wm.LowRank(1), example=x.float())
-    assert "conv.weight" not in twice._read_once
+    assert twice.seen and not late.read_once(twice.slots, twice.seen), (
+        "LARGE_WEIGHT is 1 here, so it is the two readers"
+    )
 
 
 def test_so_small_an_input_that_the_weight_is_not_made() -> None:
@@ -224,8 +227,8 @@ def test_so_small_an_input_that_the_weight_is_not_made() -> None:
     expressions = model.transform.expressions(
         list(model.slots.values()), model._frozen, model._encode(model._prepare({"angle": 33.0}))
     )
-    assert "0.weight" in model._tiny(expressions, x.shape)
-    assert not model._tiny(expressions, (4096, 300)), "with many rows the weight is worth making"
+    assert model.seen and "0.weight" in unmade(expressions, model.seen, 1)
+    assert not unmade(expressions, model.seen, 4096), "with many rows the weight is worth making"
     torch.testing.assert_close(model(x, angle=33.0), model.bake(angle=33.0)(x), rtol=1e-10, atol=1e-10)
     with torch.no_grad():
         torch.testing.assert_close(model(x, angle=33.0), model.bake(angle=33.0)(x), rtol=1e-10, atol=1e-10)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import ExecutionError
+from ..errors import BatchSizeError, ExecutionError
 from ..execution import StandIn
 from ..parameters import Theta
+from ..slots import Slot
 
-__all__ = ["MIN_PER_BUCKET", "batch_size", "buckets", "full_precision", "refuse_weights"]
+__all__ = ["MIN_PER_BUCKET", "batch_size", "buckets", "full_precision", "refuse_folded", "refuse_weights"]
 
 MIN_PER_BUCKET = 4
 """Samples that must share a setting on average for a batch to be run setting by setting."""
@@ -39,6 +41,16 @@ def buckets(theta: Theta, size: int) -> tuple[Theta, Tensor | None]:
     if len(settings) * MIN_PER_BUCKET > size:
         return theta, None
     return dict(zip(theta, settings.unbind(-1), strict=True)), index
+
+
+def refuse_folded(slots: Mapping[str, Slot], folded: Sequence[str] | None) -> None:
+    """One θ per sample needs the batch first in every conditioned layer."""
+    if folded:
+        raise BatchSizeError(
+            f"layer {slots[folded[0]].layer!r} reads an input whose first axis is not the batch "
+            f"(seen with the example at two batch sizes; {len(folded)} such tensors), so it cannot have one θ "
+            "per sample. Give one θ for the whole batch, or deselect it with select="
+        )
 
 
 def refuse_weights(output: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 
 from .. import folding, storage
 from ..errors import (
-    BatchSizeError,
     ParameterLengthError,
     SelectionError,
     UnknownParameterError,
@@ -25,7 +23,6 @@ from ..execution import DEFAULT_MEMORY_LIMIT, Batch, Desk, Scope, StandIn, make
 from ..execution.desk import Watch
 from ..execution.making import make_vectors
 from ..execution.norm import Norm, mixes, prepared
-from ..execution.rule import Layer, kinds, spreads
 from ..execution.tuning import Recorder, Tuner
 from ..parameters import ParameterSpace, Theta, Value
 from ..slots import Slot
@@ -35,16 +32,15 @@ from ..transforms import Families, WeightTransform
 from ..transforms.registry import describe
 from ..view import View
 from ..weights import WeightExpression
-from .call import batch_size, buckets, full_precision, refuse_weights
+from .call import batch_size, buckets, full_precision, refuse_folded, refuse_weights
 from .estimate import asked, estimate
+from .late import read_once, unmade
 from .placing import place
+from .record import recorded
 
 __all__ = ["Conditioned"]
 
 Self = TypeVar("Self", bound="Conditioned")
-
-LARGE_WEIGHT = 2**16
-"""Numbers from which on a weight is made when it is read and not before."""
 
 
 class Conditioned(nn.Module):
@@ -150,7 +146,7 @@ class Conditioned(nn.Module):
         """Make the weights of one call, before the base runs on an input of that shape."""
         samples = batch_size(theta)
         if samples is not None:
-            self._refuse_folded()
+            refuse_folded(self.slots, self.folded)
         theta, index = (theta, None) if tracing else self._settings(theta)
         size = None if batch_size(theta) is None else samples
         scope.grad = torch.is_grad_enabled()
@@ -184,8 +180,10 @@ class Conditioned(nn.Module):
         if code.dim() > 1:
             return dict(expressions)
         made: dict[str, Tensor | WeightExpression] = {**make_vectors(expressions)}
-        tiny = self._tiny(expressions, shape) if shape and not tracing else ()
-        later = self._read_once if not scope.grad and not tracing else frozenset()
+        known = self.seen is not None and len(shape) > 0 and tuple(shape[1:]) == self.seen.shape and not self.folded
+        known = known and not tracing and code.device.type == "cpu"
+        tiny = unmade(expressions, self.seen, shape[0]) if self.seen and known else ()
+        later = read_once(self.slots, self.seen) if self.seen and not scope.grad and not tracing else frozenset()
         for name, expression in expressions.items():
             if name in made:
                 continue
@@ -197,24 +195,6 @@ class Conditioned(nn.Module):
                 made[name] = expression if name in later else make(expression)
         scope.once = later
         return made
-
-    @property
-    def _read_once(self) -> frozenset[str]:
-        if self.seen is None:
-            return frozenset()
-        uses = self.seen.uses
-        return frozenset(n for n, s in self.slots.items() if uses.get(n) == 1 and math.prod(s.shape) >= LARGE_WEIGHT)
-
-    def _tiny(self, expressions: Mapping[str, WeightExpression], shape: Sequence[int]) -> frozenset[str]:
-        """Slots whose layers see so little that making their shared weight would cost more than using it."""
-        if self.seen is None or self.folded or self.view.device.type != "cpu" or tuple(shape[1:]) != self.seen.shape:
-            return frozenset()
-        return frozenset(
-            name
-            for name, e in expressions.items()
-            if self.seen.positions.get(name)
-            and spreads(kinds(e), Layer.of(e.slot, self.seen.positions[name], e.grow, shape[0]))
-        )
 
     @property
     def _frozen(self) -> dict[str, Tensor]:
@@ -250,14 +230,6 @@ class Conditioned(nn.Module):
         vars(self)["_norms"] = Norm.of(self.slots.values(), self.view.layer)
         # A norm without running statistics is refused one θ per sample, also where these happen to be equal.
         vars(self)["_alone"] = not any(map(mixes, self.view.classes, self.view.dicts))
-
-    def _refuse_folded(self) -> None:
-        if self.folded:
-            raise BatchSizeError(
-                f"layer {self.slots[self.folded[0]].layer!r} reads an input whose first axis is not the batch "
-                f"(seen with the example at two batch sizes; {len(self.folded)} such tensors), so it cannot have one θ "
-                "per sample. Give one θ for the whole batch, or deselect it with select="
-            )
 
     # One setting at a time.
 
@@ -356,21 +328,7 @@ class Conditioned(nn.Module):
             CheckpointError: if something cannot be stored as plain data (extra state of a module of your own).
             MissingDependencyError: if safetensors is not installed.
         """
-        record = storage.Record(
-            space=self.space,
-            recipe=self.recipe,
-            slots=tuple(self.slots.values()),
-            base=storage.Fingerprint.of(self.view.tensors(), self.view.written()),
-            network=self.view.classes[0].__name__,
-            selected=self.selected,
-            dtype=self.dtype,
-            memory_limit=self.memory_limit,
-            positions=self.seen.positions if self.seen else None,
-            folded=None if self.folded is None else tuple(self.folded),
-            estimator=None if self.estimator is None else self.estimator.config(),
-            metrics=dict(metrics or {}),
-            plan=self.plan,
-        )
+        record = recorded(self, metrics or {})
         storage.write(path, record, self.state_dict(keep_vars=True))
 
     @property
