@@ -37,7 +37,13 @@ bench: $(VENV)/.installed-test
 	$(PY) benchmarks/engine.py
 	$(PY) benchmarks/peers.py --peers-env build/peers
 	$(PY) benchmarks/growth.py
+	$(PY) benchmarks/serving.py --threads 1
+	$(PY) benchmarks/cameras.py --threads 1
+	$(PY) benchmarks/onnx_files.py --threads 1
 	$(PY) benchmarks/rotated_digits.py --download
+	$(PY) benchmarks/unknown_rotation.py --download
+	$(PY) benchmarks/honesty.py --download
+	$(PY) benchmarks/scn_table.py --download
 
 clean:
 	rm -rf report results build dist lightning_logs checkpoints .hypothesis .mypy_cache .pytest_cache .ruff_cache
