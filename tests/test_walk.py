@@ -1,4 +1,4 @@
-"""The walk in docs/command_line.md, from the shell, with nothing but what the page says; the budgets are smaller."""
+"""The walk in the README, from the shell, with nothing but what the page says; the budgets are smaller."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ ROOT = SOURCE.parent
 SMALLER = {
     "pretrain_digits.py": ["--epochs", "1"],
     "fit": ["--trainer.steps", "2", "--trainer.check_prior", "false", "--trainer.batch_size", "32"],
+    "infer": ["--limit", "64", "--candidates", "12"],
     "evaluate": ["--grid", "2", "--rounds", "0", "--batch_size", "250"],
 }
 
 
 def steps() -> list[list[str]]:
     """The page's own commands but for the installation, as words."""
-    page = (ROOT / "docs" / "command_line.md").read_text("utf-8")
-    block = re.search(r"## On digits, from nothing\n.*?```\n(.*?)```", page, re.DOTALL)
+    page = (ROOT / "README.md").read_text("utf-8")
+    block = re.search(r"## From the shell\n.*?```\n(.*?)```", page, re.DOTALL)
     assert block is not None
     lines = [shlex.split(line, comments=True) for line in block[1].splitlines()]
-    left = {"pip"} if importlib.util.find_spec("weightmorph.infer") else {"pip", "infer"}
-    return [words for words in lines if words and not left & set(words[:2])]
+    return [words for words in lines if words and words[0] != "pip"]
 
 
 @pytest.mark.slow
@@ -52,10 +52,10 @@ def test_the_walk(tmp_path: Path) -> None:
         assert done.stdout.strip(), words
         assert "Traceback" not in done.stderr, done.stderr
         walked.append(name)
-    assert walked[:5] == ["pretrain_digits.py", "fit", "evaluate", "bake", "export"]
+    assert walked == ["pretrain_digits.py", "fit", "evaluate", "bake", "export", "infer"]
     run = tmp_path / "run"
-    for file in ("model.safetensors", "evaluation.json", "baked.safetensors", "model.onnx"):
+    for file in ("model.safetensors", "evaluation.json", "baked.safetensors", "model.onnx", "inferred.csv"):
         assert (run / file).stat().st_size > 1000, file
-    for file in ("fit.yaml", "evaluate.yaml", "baked.bake.yaml", "model.export.yaml"):
+    for file in ("fit.yaml", "evaluate.yaml", "baked.bake.yaml", "model.export.yaml", "inferred.infer.yaml"):
         assert "made:" in (run / file).read_text("utf-8"), file
     assert wm.Evaluation.load(run / "evaluation.json").images == 1000
