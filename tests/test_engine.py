@@ -525,6 +525,16 @@ def test_without_a_backward_no_dense_weights_of_all_samples_exist() -> None:
         dense(x, angle=ANGLES)
 
 
+def test_few_settings_need_a_weight_each_and_not_one_per_sample() -> None:
+    """What would pass the limit sample by sample runs setting by setting, whatever the rule finds cheaper."""
+    model, x = block(wm.PerFilter("mlp"))
+    model.memory_limit = 1000
+    few = torch.tensor([33.0, 140.0]).repeat(4)
+    x = torch.cat([x, x[:2]])
+    with mock.patch.object(rule, "bucketed", lambda terms, layer, settings: False):
+        torch.testing.assert_close(model(x, angle=few), one_by_one(model, x, {"angle": few}))
+
+
 def test_patches_are_not_kept_for_the_backward() -> None:
     """What autograd saves of the factored route is the input and small matrices, not what the taps see."""
     model, x = block(wm.Warp() + wm.LowRank(2))

@@ -38,7 +38,9 @@ def choose(
     """
     terms = rule.kinds(expression)
     if batch.rows:
-        if rule.bucketed(terms, layer, len(batch.rows)):
+        # Also where one weight per sample would pass the limit, for one per setting may not.
+        large = batch.too_large(expression.base.numel(), expression.base.element_size())
+        if large or rule.bucketed(terms, layer, len(batch.rows)):
             dense = make(expression)
             return batch.restore([plain(x.index_select(0, r), w) for r, w in zip(batch.rows, dense, strict=True)])
         expression = expand(batch, expression)
