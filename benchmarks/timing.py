@@ -38,6 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 Call = Callable[[], object]
 HOPELESS, SHORT = 2.5, 0.1
+TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # of glibc's mallopt, see malloc.h
 Around = Callable[[], AbstractContextManager[object]]
 
 
@@ -135,12 +136,17 @@ def _quiet_collector() -> Iterator[None]:
 
 
 def settle() -> None:
-    """Bring the C library's allocator to where it is in a process that has loaded data.
+    """Have the C library keep what is freed, as the allocators that networks are served with do.
 
-    Until a large block has been freed once, glibc gives every block of a few megabytes back to the system and gets it
-    again page by page, which can double the time of small networks.
+    By itself glibc gives larger blocks back to the system and gets them again page by page, one side of a comparison
+    more often than the other, which can double the time of small networks. Elsewhere nothing is done.
     """
-    torch.zeros(7_900_000)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        torch.zeros(7_900_000)
+        return
+    for parameter, value in ((TRIM_THRESHOLD, 2**31 - 1), (TOP_PAD, 2**26), (MMAP_MAX, 0)):
+        mallopt(parameter, value)
 
 
 @contextlib.contextmanager
