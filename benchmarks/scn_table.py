@@ -43,7 +43,7 @@ PLAN = [
     "mlp:sharpness:0", "convnet:rotation:0", "mlp:rotation:1", "mlp:rotation:2",
 ]  # fmt: skip
 # Steps of a row and judged angles, unless said otherwise: convolutions take five to ten times an MLP's time.
-STEPS: Mapping[str, int] = {"mlp": 4690, "lenet": 1876, "convnet": 1876}
+STEPS: Mapping[str, int] = {"mlp": 4690, "lenet": 4690, "convnet": 1876}
 ANGLES: Mapping[str, int] = {"mlp": 360, "lenet": 36, "convnet": 36}
 
 
