@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +22,7 @@ from torch import Tensor, nn
 
 import weightmorph as wm
 
+SOURCE = Path(__file__).resolve().parents[1] / "src"
 SHAPE = (1, 6, 6)
 SPACE = {"angle": wm.Angle("deg"), "blur": wm.Interval(0.0, 4.0, unit="px"), "time": wm.Categorical(("day", "night"))}
 
@@ -104,3 +111,46 @@ def sample(seed: int) -> Tensor:
 
 def theta(number: int) -> dict[str, Any]:
     return {"angle": 7.0 * number, "blur": (number % 5) * 0.9, "time": ("day", "night")[number % 2]}
+
+
+NETWORK = """
+import torch
+from torch import nn
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+"""
+
+
+@contextlib.contextmanager
+def started(folder: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], int, wm.Conditioned]]:
+    """`weightmorph serve` on a free port of the loopback interface; always ended."""
+    (folder / "net.py").write_text(NETWORK)
+    model = conditioned()
+    model.save(folder / "model.safetensors", metrics={"input_shape": list(SHAPE)})
+    argv = ["serve", "model.safetensors", "--base", "net.py:network", "--port", "0", *more]
+    env = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "weightmorph.cli", *argv], cwd=folder, env=env, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert "http://127.0.0.1:" in line, (line, process.communicate(timeout=10))
+        yield process, int(line.partition("http://127.0.0.1:")[2].partition(":")[0].partition(" ")[0]), model
+    finally:
+        process.terminate()  # which ends what it has started, too
+        try:
+            process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate(timeout=30)
+
+
+def post(connection: http.client.HTTPConnection, body: bytes, kind: str = "application/json") -> tuple[int, Any]:
+    connection.request("POST", "/predict", body, {"Content-Type": kind})
+    response = connection.getresponse()
+    return response.status, json.loads(response.read())

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,48 +14,15 @@ from typing import Any
 
 import pytest
 import torch
-from served import SHAPE, conditioned, sample, theta
+from served import post, sample, started, theta
 
 import weightmorph as wm
-
-SOURCE = Path(__file__).resolve().parents[1] / "src"
-NETWORK = """
-import torch
-from torch import nn
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
-"""
 
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int, wm.Conditioned]]:
-    """`weightmorph serve` on a free port of the loopback interface; always ended."""
-    (tmp_path / "net.py").write_text(NETWORK)
-    model = conditioned()
-    model.save(tmp_path / "model.safetensors", metrics={"input_shape": list(SHAPE)})
-    argv = ["serve", "model.safetensors", "--base", "net.py:network", "--port", "0", "--max_body", "0.05"]
-    env = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "weightmorph.cli", *argv], cwd=tmp_path, env=env, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert "http://127.0.0.1:" in line, (line, process.communicate(timeout=10))
-        yield process, int(line.partition("http://127.0.0.1:")[2].partition(":")[0].partition(" ")[0]), model
-    finally:
-        process.kill()
-        process.communicate(timeout=30)
-
-
-def post(connection: http.client.HTTPConnection, body: bytes, kind: str = "application/json") -> tuple[int, Any]:
-    connection.request("POST", "/predict", body, {"Content-Type": kind})
-    response = connection.getresponse()
-    return response.status, json.loads(response.read())
+    with started(tmp_path, "--max_body", "0.05") as found:
+        yield found
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
 On [Starlette](https://www.starlette.io) and [uvicorn](https://www.uvicorn.org), in one process: the event loop reads
 and checks requests, and one thread runs the network. What cannot be answered is refused before it joins a batch, so no
-request suffers for another's fault. `docs/command_line.md` has the protocol.
+request suffers for another's fault. `lit_api` and `lit_run` are the same on LitServe. `docs/command_line.md` has the
+protocol.
 
     >>> import torch, weightmorph as wm
     >>> from weightmorph.serve import Inputs, application
@@ -15,7 +16,10 @@ request suffers for another's fault. `docs/command_line.md` has the protocol.
 
 from .backend import Backend, OneSetting, PerSample
 from .limits import Limits
+from .lit import lit_api, lit_run
 from .request import Asked, Inputs
 from .run import application, run
 
-__all__ = ["Asked", "Backend", "Inputs", "Limits", "OneSetting", "PerSample", "application", "run"]
+__all__ = [
+    "Asked", "Backend", "Inputs", "Limits", "OneSetting", "PerSample", "application", "lit_api", "lit_run", "run",
+]  # fmt: skip

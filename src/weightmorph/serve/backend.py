@@ -14,7 +14,7 @@ from ..conditioned import Conditioned
 from ..errors import ConfigError, ExecutionError, RequestError, WeightmorphError
 from .request import Asked, Inputs
 
-__all__ = ["Backend", "OneSetting", "PerSample", "answer", "backend_for"]
+__all__ = ["Backend", "OneSetting", "PerSample", "answer", "backend_for", "failure"]
 
 Backend = Callable[[Tensor, Mapping[str, Tensor]], Any]
 """Samples `(B, …)` and θ, `(B,)` each, to outputs: tensors whose first axis is B, nested as the network nests them."""
@@ -102,6 +102,11 @@ def answer(backend: Backend, asked: Sequence[Asked], inputs: Inputs) -> list[Any
         for row, output in zip(rows, outputs, strict=True):
             results[row] = output
     return results
+
+
+def failure(error: Exception) -> RequestError:
+    """What a client is told when the network fails on an input that has passed every check."""
+    return RequestError(f"the network failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}", 500)
 
 
 def _call(backend: Backend, asked: Sequence[Asked]) -> list[Any]:

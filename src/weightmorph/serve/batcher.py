@@ -13,9 +13,19 @@ from ..errors import RequestError
 from .limits import Limits
 from .request import Asked
 
-__all__ = ["Batcher"]
+__all__ = ["Batcher", "full", "late"]
 
 Answers = Callable[[Sequence[Asked]], "list[Any | Exception]"]
+
+
+def full(limits: Limits) -> RequestError:
+    """Too many wait."""
+    return RequestError(f"{limits.queue} requests wait already; try again later", 503)
+
+
+def late(limits: Limits) -> RequestError:
+    """It took too long."""
+    return RequestError(f"no answer within {limits.timeout:g} s; the server is too busy", 504)
 
 
 @dataclass
@@ -48,6 +58,11 @@ class Batcher:
         """Is the loop there to answer?"""
         return self.task is not None and not self.task.done() and not self.stopping
 
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return self.queue.qsize()
+
     def start(self) -> None:
         """Begin to answer; called in the event loop."""
         self.task = asyncio.get_running_loop().create_task(self._run())
@@ -77,11 +92,11 @@ class Batcher:
         try:
             self.queue.put_nowait(waiting)
         except asyncio.QueueFull:
-            raise RequestError(f"{self.limits.queue} requests wait already; try again later", 503) from None
+            raise full(self.limits) from None
         try:
             return await asyncio.wait_for(waiting.result, max(0.0, until - time.monotonic()))
         except asyncio.TimeoutError:  # which has been the built-in one since Python 3.11
-            raise RequestError(f"no answer within {self.limits.timeout:g} s; the server is too busy", 504) from None
+            raise late(self.limits) from None
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

@@ -52,10 +52,7 @@ def application(
         require(package, "serve", "serving a model")
     from .app import Service
 
-    about: dict[str, Any] = {"network": model.view.classes[0].__name__, **versions()}
-    if backend is None:
-        backend, why = backend_for(model, inputs)
-        about["batching"] = "one call per batch" if why is None else f"one call per setting: {why}"
+    backend, about = described(model, inputs, backend)
     space: ParameterSpace = model.space
     return Service(backend, space, inputs, limits or Limits(), about).app()
 
@@ -87,13 +84,7 @@ def run(
     uvicorn = require("uvicorn", "serve", "serving a model")
     limits = limits or Limits()
     app = application(model, inputs, limits, backend=backend)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listening = socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"host {host}, port {port}: cannot listen there: {error}; choose another, or port 0"
-        ) from error
+    listening = listener(host, port)
     config = uvicorn.Config(
         app,
         log_level=log_level,
@@ -108,12 +99,39 @@ def run(
     async def announced(sockets: list[socket.socket] | None = None) -> None:
         await startup(sockets=sockets)
         if server.started:
-            name, number = listening.getsockname()[:2]
-            ready(f"http://{f'[{name}]' if ':' in name else name}:{number}")
+            ready(address(*listening.getsockname()[:2]))
 
     server.startup = announced
     with listening, _stopped_quietly():
         server.run(sockets=[listening])
+
+
+def described(model: Conditioned, inputs: Inputs, backend: Backend | None) -> tuple[Backend, dict[str, Any]]:
+    """What answers a batch, unless given, found out by trying; and what is told of the model."""
+    about: dict[str, Any] = {"network": model.view.classes[0].__name__, **versions()}
+    if backend is None:
+        backend, why = backend_for(model, inputs)
+        about["batching"] = "one call per batch" if why is None else f"one call per setting: {why}"
+    return backend, about
+
+
+def listener(host: str, port: int) -> socket.socket:
+    """A socket that listens there.
+
+    Raises:
+        ConfigError: if it cannot.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"host {host}, port {port}: cannot listen there: {error}; choose another, or port 0"
+        ) from error
+
+
+def address(host: str, port: int) -> str:
+    """Where a server is reached."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 @contextlib.contextmanager

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
 from ... import serve
+from ...conditioned import Conditioned
 from ...errors import ConfigError
 from ..options import Job, Serve
 from ..results import input_shape, loaded
@@ -24,13 +31,34 @@ def run(job: Job[Serve]) -> int:
         timeout=options.timeout,
         grace=options.grace,
     )
-    model, about = loaded(options)
+    if options.engine == "starlette" and options.workers != 1:
+        raise ConfigError(f"workers: the engine starlette runs 1, got {options.workers}; litserve takes more")
+    lit = options.engine == "litserve"
+    # LitServe gives each worker its device; the model that is here is looked at, not run.
+    here = replace(options, device="cpu") if lit else options
+    model, about = loaded(here)
     inputs = serve.Inputs(input_shape(options.input_shape, about), options.input_dtype)
 
     def ready(address: str) -> None:
         say(f"{options.model} on {address}: POST {address}/predict; stop with Ctrl-C")
 
-    serve.run(
-        model, inputs, host=options.host, port=options.port, limits=limits, log_level=options.log_level, ready=ready
-    )
+    common: dict[str, Any] = {
+        "host": options.host,
+        "port": options.port,
+        "limits": limits,
+        "log_level": options.log_level,
+        "ready": ready,
+    }
+    if lit:
+        make = partial(_model, here)
+        serve.lit_run(model, inputs, make=make, device=options.device, workers=options.workers, **common)
+    else:
+        serve.run(model, inputs, **common)
     return 0
+
+
+def _model(options: Serve) -> Conditioned:
+    """For a worker, which is a process of its own."""
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    return loaded(options)[0]
