@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 from digits import load_mnist_idx
 
 RESULTS = Path(__file__).parent / "results"
+NAME = "fashion-mnist"
 KEY = ("data", "network", "family", "seed", "steps", "batch", "row")
 COLUMNS = (
     *KEY, "mean", "worst", "clean", "five", "trainable", "bytes", "seconds", "cost", "settings", "images", "curve",
@@ -178,7 +179,8 @@ def run(part: str, options: argparse.Namespace, data: Data, peer: bool) -> None:
             seconds[name] = kept(options.keep / f"{tag % family}-{stem}.pt", found[name])
             say(f"{part} {name}: {found[name].trainable():,} numbers, {seconds[name]:.0f} s")
     scores, cost = judge(found, job, options.images), costs(found, job)
-    command = f"--plan {part} --steps {steps} --batch {options.batch} --angles {options.angles or ANGLES[network]}"
+    named = "" if options.name == NAME else f"--name {options.name} "
+    command = f"{named}--plan {part} --steps {steps} --batch {options.batch} --angles {options.angles or ANGLES[network]}"
     for name in missing:
         line = summary(scores[name], job)
         rest = {"row": name, "seconds": f"{seconds[name]:.1f}", "cost": f"{cost[name]:.3g}", "images": options.images}
@@ -217,7 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with the four IDX files, packed or not")
     parser.add_argument("--download", action="store_true", help="fetch Fashion-MNIST with apt-get; needs Debian")
-    parser.add_argument("--name", default="fashion-mnist", help="of the data, in the file (default: %(default)s)")
+    parser.add_argument("--name", default=NAME, help="of the data, in the file (default: %(default)s)")
     parser.add_argument("--plan", nargs="+", default=PLAN, help="network:family:seed … (default: the whole table)")
     parser.add_argument("--rows", nargs="*", help="rows by name, such as 'SCN D=3' (default: all)")
     parser.add_argument("--steps", type=int, help=f"of every trained row (default: {dict(STEPS)})")
