@@ -180,7 +180,9 @@ def run(part: str, options: argparse.Namespace, data: Data, peer: bool) -> None:
             say(f"{part} {name}: {found[name].trainable():,} numbers, {seconds[name]:.0f} s")
     scores, cost = judge(found, job, options.images), costs(found, job)
     named = "" if options.name == NAME else f"--name {options.name} "
-    command = f"{named}--plan {part} --steps {steps} --batch {options.batch} --angles {options.angles or ANGLES[network]}"
+    command = (
+        f"{named}--plan {part} --steps {steps} --batch {options.batch} --angles {options.angles or ANGLES[network]}"
+    )
     for name in missing:
         line = summary(scores[name], job)
         rest = {"row": name, "seconds": f"{seconds[name]:.1f}", "cost": f"{cost[name]:.3g}", "images": options.images}
