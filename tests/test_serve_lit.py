@@ -123,6 +123,7 @@ def test_what_a_worker_runs(model: wm.Conditioned) -> None:
 
     indices = [theta(n) | {"time": float(n % 2)} for n in range(4)]
     asked = [Asked(sample(n).numpy(), setting) for n, setting in enumerate(indices)]
+    assert len(repr(asked[0])) < 100, "LitServe makes a text of every request, and of an array that takes milliseconds"
     api.backend = picky
     answers = [api.encode_response(one) for one in api.unbatch(api.predict([api.decode_request(one) for one in asked]))]
     assert sizes == [4]

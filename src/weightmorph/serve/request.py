@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -95,7 +95,7 @@ class Asked:
         theta: a number for each parameter; of a Categorical, the index.
     """
 
-    x: Array
+    x: Array = field(repr=False)  # LitServe makes a text of each request, for a log that is mostly off
     theta: Mapping[str, float]
 
 
