@@ -7,7 +7,8 @@
 
 Every trained row takes the same number of steps, with Adam and a cosine schedule, each step on one batch under one
 setting; so did the frozen base, on images as they are. The whole test set is then judged. A finished row is appended to
-`benchmarks/results/scn_table.csv` and not run again; trained networks wait for their judging in `results/scn`.
+`benchmarks/results/scn_table.csv` and not run again; trained networks wait for their judging in `results/scn`. Learning
+rates are chosen on training images that are kept apart, with `--held-out 10000 --rate …`: `results/scn_rates.csv`.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def based(path: Path, job: Job) -> float:
         job.base.load_state_dict(found["state"])
         seconds = float(found["seconds"])
     else:
-        seconds = fit_plain(job.base, job, job.family.clean)
+        seconds = fit_plain(job.base, job, job.family.clean, job.budget)
         torch.save({"state": job.base.state_dict(), "seconds": seconds}, path)
     job.base.eval().requires_grad_(False)
     return seconds
@@ -160,7 +161,8 @@ def run(part: str, options: argparse.Namespace, data: Data, peer: bool) -> None:
     network, family, seed = part.split(":")
     steps = options.steps or STEPS[network]
     budget = Budget(steps, options.batch, int(seed))
-    job = Job(network, families(options.angles or ANGLES[network])[family], data, budget, torch.nn.Identity())
+    angles = options.angles or ANGLES[network]
+    job = Job(network, families(angles)[family], data, budget, torch.nn.Identity(), rate=options.rate)
     job.base = job.fresh()
     key = dict(zip(KEY, (options.name, network, family, seed, str(steps), str(options.batch)), strict=False))
     there = {tuple(row[column] for column in KEY) for row in finished(options.out)}
@@ -168,7 +170,7 @@ def run(part: str, options: argparse.Namespace, data: Data, peer: bool) -> None:
     missing = [name for name in makers if (*key.values(), name) not in there and name in (options.rows or makers)]
     if not missing:
         return
-    tag = f"{options.name}-{network}-%s-{seed}-{steps}x{options.batch}"
+    tag = f"{options.name.replace(' ', '_')}-{network}-%s-{seed}-{steps}x{options.batch}"
     options.keep.mkdir(parents=True, exist_ok=True)
     seconds = {"frozen": based(options.keep / f"{tag % 'base'}.pt", job)}
     found: dict[str, Row] = {"frozen": Row(job)}
@@ -179,10 +181,7 @@ def run(part: str, options: argparse.Namespace, data: Data, peer: bool) -> None:
             seconds[name] = kept(options.keep / f"{tag % family}-{stem}.pt", found[name])
             say(f"{part} {name}: {found[name].trainable():,} numbers, {seconds[name]:.0f} s")
     scores, cost = judge(found, job, options.images), costs(found, job)
-    named = "" if options.name == NAME else f"--name {options.name} "
-    command = (
-        f"{named}--plan {part} --steps {steps} --batch {options.batch} --angles {options.angles or ANGLES[network]}"
-    )
+    command = f"{options.named}--plan {part} --steps {steps} --batch {options.batch} --angles {angles}"
     for name in missing:
         line = summary(scores[name], job)
         rest = {"row": name, "seconds": f"{seconds[name]:.1f}", "cost": f"{cost[name]:.3g}", "images": options.images}
@@ -226,11 +225,16 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", help="rows by name, such as 'SCN D=3' (default: all)")
     parser.add_argument("--steps", type=int, help=f"of every trained row (default: {dict(STEPS)})")
     parser.add_argument("--batch", type=int, default=64, help="images a step (default: %(default)s, as published)")
+    parser.add_argument(
+        "--rate", type=float, help="learning rate of every row, to choose one (default: each row's own)"
+    )
+    parser.add_argument("--held-out", type=int, default=0, help="judge on the last so many training images, kept apart")
     parser.add_argument("--angles", type=int, help=f"judged on the circle, a divisor of 360 (default: {dict(ANGLES)})")
     parser.add_argument("--images", type=int, default=10_000, help="test images (default: all 10,000)")
     parser.add_argument("--threads", type=int, default=1, help="torch's (default: %(default)s)")
     parser.add_argument("--keep", type=Path, default=Path("results/scn"), help="folder of trained networks")
-    parser.add_argument("--out", type=Path, default=RESULTS / "scn_table.csv", help="file of finished rows")
+    parser.add_argument("--out", type=Path, help="file of finished rows (default: scn_table.csv in results/, but "
+                        "scn_rates.csv with --rate or --held-out)")  # fmt: skip
     parser.add_argument("--peers-env", type=Path, default=Path("build/peers"), help="where HyperLight is, if anywhere")
     options = parser.parse_args()
     for part in options.plan:
@@ -243,6 +247,15 @@ def main() -> None:
         sys.exit("give --data FOLDER with the four IDX files, or --download on Debian")
     torch.set_num_threads(options.threads)
     data = Data(images(options.data, "train"), images(options.data, "test"))
+    options.named = "" if options.name == NAME else f"--name {options.name} "
+    trial = {word: value for word, value in (("held-out", options.held_out), ("rate", options.rate)) if value}
+    for word, value in trial.items():
+        options.named += f"--{word} {value} "
+        options.name += f" {word} {value}"
+    if count := options.held_out:
+        x, y = data.train
+        data = Data((x[:-count], y[:-count]), (x[-count:], y[-count:]))
+    options.out = options.out or RESULTS / ("scn_rates.csv" if trial else "scn_table.csv")
     if not (peer := hyperlight_from(options.peers_env)):
         say(f"HyperLight is neither installed nor in {options.peers_env}: its row is left out")
     for part in options.plan:
