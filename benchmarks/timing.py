@@ -141,12 +141,9 @@ def settle() -> None:
     By itself glibc gives larger blocks back to the system and gets them again page by page, one side of a comparison
     more often than the other, which can double the time of small networks. Elsewhere nothing is done.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None:
-        torch.zeros(7_900_000)
-        return
-    for parameter, value in ((TRIM_THRESHOLD, 2**31 - 1), (TOP_PAD, 2**26), (MMAP_MAX, 0)):
-        mallopt(parameter, value)
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        for parameter, value in ((TRIM_THRESHOLD, 2**31 - 1), (TOP_PAD, 2**26), (MMAP_MAX, 0)):
+            libc.mallopt(parameter, value)
 
 
 @contextlib.contextmanager
