@@ -13,14 +13,17 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from served import SHAPE, Client, conditioned, post, sample, started, theta
+from served import NETWORK, SHAPE, Client, conditioned, post, sample, started, theta
 from torch import Tensor
 
 import weightmorph as wm
+from weightmorph.cli.commands.serve import in_worker
+from weightmorph.cli.options import Serve
 from weightmorph.errors import ConfigError, MissingDependencyError, RequestError
 from weightmorph.serve import Asked, Inputs, Limits, application, lit_api, lit_run
 
@@ -136,6 +139,17 @@ def test_what_a_worker_runs(model: wm.Conditioned) -> None:
     assert good.output.tolist() == pytest.approx(answers[0].output.tolist(), abs=1e-5)
     assert isinstance(bad.output, RequestError)
     assert (bad.output.status, str(bad.output)) == (500, "the network failed: ZeroDivisionError: 2 is not to my taste")
+
+
+def test_a_worker_is_loaded_as_the_command_line_says(tmp_path: Path) -> None:
+    """It is a process of its own: the threads and the model have to be told once more."""
+    (tmp_path / "net.py").write_text(NETWORK)
+    conditioned().save(tmp_path / "model.safetensors", metrics={"input_shape": list(SHAPE)})
+    options = Serve(model=str(tmp_path / "model.safetensors"), base=f"{tmp_path / 'net.py'}:network", threads=3)
+    with mock.patch("torch.set_num_threads") as told:
+        loaded = in_worker(options)
+    told.assert_called_once_with(3)
+    torch.testing.assert_close(loaded(sample(0)[None], **theta(1)), conditioned()(sample(0)[None], **theta(1)))
 
 
 def test_too_many_and_too_slow(model: wm.Conditioned, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,15 +50,15 @@ def run(job: Job[Serve]) -> int:
         "ready": ready,
     }
     if lit:
-        make = partial(_model, here)
+        make = partial(in_worker, here)
         serve.lit_run(model, inputs, make=make, device=options.device, workers=options.workers, **common)
     else:
         serve.run(model, inputs, **common)
     return 0
 
 
-def _model(options: Serve) -> Conditioned:
-    """For a worker, which is a process of its own."""
+def in_worker(options: Serve) -> Conditioned:
+    """The model, in a worker of LitServe, which is a process of its own."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     return loaded(options)[0]
