@@ -152,6 +152,15 @@ def test_a_worker_is_loaded_as_the_command_line_says(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(sample(0)[None], **theta(1)), conditioned()(sample(0)[None], **theta(1)))
 
 
+def test_one_at_a_time_and_at_once(model: wm.Conditioned) -> None:
+    """A batch of 1 is a list all the same, and a worker that waits for no other request still sleeps when idle."""
+    from litserve.loops.simple_loops import BatchedLoop  # type: ignore[import-untyped]
+
+    api = lit_api(model, Inputs(SHAPE), Limits(batch=1, wait=0))
+    assert isinstance(api.loop, BatchedLoop)
+    assert api.batch_timeout > 0
+
+
 def test_too_many_and_too_slow(model: wm.Conditioned, monkeypatch: pytest.MonkeyPatch) -> None:
     """503 when too many wait, 504 when it takes too long; what comes later is still taken from LitServe."""
     from weightmorph.serve import lit_app

@@ -106,37 +106,6 @@ class Door(LitSpec):  # type: ignore[misc]
             self.inside.metrics.batch(*batch)
 
 
-class Gathering(BatchedLoop):  # type: ignore[misc]
-    """LitServe's loop, which sleeps until a request comes, and takes at once what has gathered meanwhile.
-
-    Its own asks the queue a thousand times a second, and leaves what it has not read when the wait is over, while
-    reading one takes a good part of a millisecond.
-    """
-
-    def __init__(self, wait: float) -> None:
-        super().__init__()
-        self.wait = wait
-
-    def get_batch_requests(self, lit_api: LitAPI, request_queue: Any, transport: Any) -> Any:
-        return super().get_batch_requests(lit_api, _Patient(request_queue, self.wait), transport)
-
-
-class _Patient:
-    """A queue for one batch: the first is waited for, and then others for as long as the limits say."""
-
-    def __init__(self, queue: Any, wait: float) -> None:
-        self.queue, self.wait = queue, wait
-        self.over: float | None = None
-
-    def get_nowait(self) -> Any:
-        """The next, or `queue.Empty`."""
-        if self.over is not None:
-            return self.queue.get(timeout=max(0.0, self.over - time.monotonic()))
-        first = self.queue.get(timeout=1.0)
-        self.over = time.monotonic() + self.wait
-        return first
-
-
 class ConditionedAPI(LitAPI):  # type: ignore[misc]
     """What a worker runs: the requests of a batch, each with its own θ, in one call.
 
@@ -156,8 +125,10 @@ class ConditionedAPI(LitAPI):  # type: ignore[misc]
         limits: Limits,
         door: Door,
     ) -> None:
-        # Without a timeout LitServe reads until its queue is empty; when that is, the loop says.
-        super().__init__(max_batch_size=limits.batch, batch_timeout=0.0, loop=Gathering(limits.wait), spec=door)
+        # The loop by name, for with a batch of 1 LitServe would take one that hands over no list; and a wait, for without
+        # one an idle worker would never sleep.
+        wait = max(limits.wait, 0.001)
+        super().__init__(max_batch_size=limits.batch, batch_timeout=wait, loop=BatchedLoop(), spec=door)
         self.make, self.answering, self.inputs = make, answering, inputs
 
     def setup(self, device: str) -> None:
