@@ -154,7 +154,7 @@ def test_a_worker_is_loaded_as_the_command_line_says(tmp_path: Path) -> None:
 
 def test_one_at_a_time_and_at_once(model: wm.Conditioned) -> None:
     """A batch of 1 is a list all the same, and a worker that waits for no other request still sleeps when idle."""
-    from litserve.loops.simple_loops import BatchedLoop  # type: ignore[import-untyped]
+    from litserve.loops.simple_loops import BatchedLoop
 
     api = lit_api(model, Inputs(SHAPE), Limits(batch=1, wait=0))
     assert isinstance(api.loop, BatchedLoop)
@@ -195,15 +195,16 @@ def test_too_many_and_too_slow(model: wm.Conditioned, monkeypatch: pytest.Monkey
 
 
 def test_what_it_cannot_do_is_told_first(model: wm.Conditioned, monkeypatch: pytest.MonkeyPatch) -> None:
-    for words, told in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"host": "localhost"}, "host: LitServe listens on 127.0.0.1, 0.0.0.0, :: alone, got 'localhost'"),
         ({"port": 80}, "port: LitServe takes 1024 to 65535, or 0, got 80"),
         ({"workers": 0}, "workers: expected 1 or more, got 0"),
         ({"device": "tpu0"}, "device: expected one that this machine has, got 'tpu0'"),
         ({"device": "meta"}, "device: LitServe knows cpu, cuda and mps, got 'meta'"),
-    ):
+    ]
+    for words, told in cases:
         with pytest.raises(ConfigError) as error:
-            lit_run(model, Inputs(SHAPE), **words)  # type: ignore[arg-type]
+            lit_run(model, Inputs(SHAPE), **words)
         assert told in str(error.value)
     with pytest.raises(ConfigError, match=r"input_shape: the network cannot take a sample of 1×7×7 float32"):
         lit_api(model, Inputs((1, 7, 7)))

@@ -24,7 +24,7 @@ from .request import Inputs
 from .run import KEEP_ALIVE, address, described, listener
 
 if TYPE_CHECKING:
-    from litserve import LitAPI  # type: ignore[import-untyped]
+    from litserve import LitAPI
 
 __all__ = ["lit_api", "lit_run"]
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 from fastapi import HTTPException
-from litserve import LitAPI  # type: ignore[import-untyped]
-from litserve.loops.simple_loops import BatchedLoop  # type: ignore[import-untyped]
-from litserve.server import RegularRequestHandler  # type: ignore[import-untyped]
-from litserve.specs.base import LitSpec  # type: ignore[import-untyped]
+from litserve import LitAPI
+from litserve.loops.simple_loops import BatchedLoop
+from litserve.server import RegularRequestHandler
+from litserve.specs.base import LitSpec
 
 from ..conditioned import Conditioned
 from ..errors import RequestError
@@ -50,7 +50,7 @@ class Answer:
     batch: tuple[int, float] | None
 
 
-class Door(LitSpec):  # type: ignore[misc]
+class Door(LitSpec):
     """The endpoints in LitServe's process for HTTP: a request is read and checked here, before it joins a batch.
 
     Its place as a spec is LitServe's for endpoints of one's own. Without one, LitServe reads the body itself, answers
@@ -106,7 +106,7 @@ class Door(LitSpec):  # type: ignore[misc]
             self.inside.metrics.batch(*batch)
 
 
-class ConditionedAPI(LitAPI):  # type: ignore[misc]
+class ConditionedAPI(LitAPI):
     """What a worker runs: the requests of a batch, each with its own θ, in one call.
 
     Args:
@@ -125,8 +125,8 @@ class ConditionedAPI(LitAPI):  # type: ignore[misc]
         limits: Limits,
         door: Door,
     ) -> None:
-        # The loop by name, for with a batch of 1 LitServe would take one that hands over no list; and a wait, for without
-        # one an idle worker would never sleep.
+        # The loop by name, for with a batch of 1 LitServe would take one that hands over no list; and a wait, for
+        # without one an idle worker would never sleep.
         wait = max(limits.wait, 0.001)
         super().__init__(max_batch_size=limits.batch, batch_timeout=wait, loop=BatchedLoop(), spec=door)
         self.make, self.answering, self.inputs = make, answering, inputs
