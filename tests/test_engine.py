@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -16,13 +17,15 @@ from zoo import FAMILIES, LAYERS, Bend, applies, conditioned, forced, one_by_one
 import weightmorph as wm
 from weightmorph import errors
 from weightmorph.conditioned.late import unmade
-from weightmorph.execution import make, patches, rule
+from weightmorph.execution import make, patches, planner, rule
+from weightmorph.execution.batch import Batch
 from weightmorph.execution.calls import PLAIN, Convolution
 from weightmorph.execution.desk import Desk
 from weightmorph.execution.patches import Geometry, mixed_convolution
 from weightmorph.execution.rule import Kind, Layer
 from weightmorph.slots import Slot
 from weightmorph.transforms.base import Carried
+from weightmorph.weights import WeightExpression
 
 CARRIED = [name for name in FAMILIES if name not in ("perfilter_linear", "perfilter_mlp", "custom")]
 
@@ -533,6 +536,19 @@ def test_few_settings_need_a_weight_each_and_not_one_per_sample() -> None:
     x = torch.cat([x, x[:2]])
     with mock.patch.object(rule, "bucketed", lambda terms, layer, settings: False):
         torch.testing.assert_close(model(x, angle=few), one_by_one(model, x, {"angle": few}))
+
+
+def test_the_memory_limit_counts_the_taps_that_a_kernel_has_grown_by() -> None:
+    model, _ = block(wm.Warp(), size=8)
+    expression = model._operand("conv2.weight", model._encode(model._prepare({"angle": ANGLES})))
+    assert isinstance(expression, WeightExpression)
+    assert expression.grow == (1, 1)
+    layer = replace(Layer.of(expression.slot, 16, expression.grow, 6), training=True)
+    grouped = next(plan for plan in rule.candidates(rule.kinds(expression), layer) if plan.route == "grouped")
+    dense = 6 * 8 * 8 * 25 * 8
+    for limit, route in ((dense, "grouped"), (dense - 1, "factored")):
+        batch = Batch(6, memory_limit=limit)
+        assert planner.within_memory(batch, "conv2", expression, grouped, layer).route == route
 
 
 def test_patches_are_not_kept_for_the_backward() -> None:

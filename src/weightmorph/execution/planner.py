@@ -39,7 +39,7 @@ def choose(
     terms = rule.kinds(expression)
     if batch.rows:
         # Also where one weight per sample would pass the limit, for one per setting may not.
-        large = batch.too_large(expression.base.numel(), expression.base.element_size())
+        large = batch.too_large(layer.numbers, expression.base.element_size())
         if large or rule.bucketed(terms, layer, len(batch.rows)):
             dense = make(expression)
             return batch.restore([plain(x.index_select(0, r), w) for r, w in zip(batch.rows, dense, strict=True)])
@@ -61,7 +61,7 @@ def within_memory(batch: Batch, where: str, expression: WeightExpression, chosen
         MemoryLimitError: if there is no such way round.
     """
     given = any(isinstance(t, Dense | Whole) for t in expression.terms)
-    numbers, itemsize = expression.base.numel(), expression.base.element_size()
+    numbers, itemsize = layer.numbers, expression.base.element_size()
     kept = layer.training or layer.tracing or given
     if chosen.route == "factored" or not kept or not batch.too_large(numbers, itemsize):
         return chosen
