@@ -2,10 +2,10 @@ r"""A convolution whose kernels are mixed per sample, as a product over patches:
 
 $$y_b = W\,(M_b X_b) + A_b\,(V X_b)$$
 
-$X_b$ `(T', P, C)` is what each tap sees of the input, $M_b$ `(T, T')` mixes taps, $W$ `(O, T·C)` is shared by all
+$X_b$ `(P, T', C)` is what each tap sees of the input, $M_b$ `(T, T')` mixes taps, $W$ `(O, T·C)` is shared by all
 samples, and $A_b V$ is a low-rank update. Patches hold T' times the input, so they are made for a few samples at a
-time, small enough to stay in a cache, and made again in the backward rather than kept. Channels come last in them: what
-a tap sees of a row of pixels is then one stretch of memory, however small the map.
+time, small enough to stay in a cache, and made again in the backward rather than kept. Pixels come first in them and
+channels last: taps are then mixed by one small product per pixel, and what it gives is, as it lies, a row for W.
 """
 
 from __future__ import annotations
@@ -26,12 +26,16 @@ from .calls import Convolution
 __all__ = ["Geometry", "columns", "mixed_convolution", "planes", "sliced", "slices"]
 
 CACHE = 2 * 2**20
-"""Bytes of a working set that stays in a cache; larger ones are also returned to the system after every use."""
+"""Bytes of a working set that stays in one core's caches; much larger ones are also returned to the system after every
+use."""
+
+CORES = 8
+"""So many cores' caches are counted on at most."""
 
 
 def slices(size: int, bytes_each: int, device: torch.device) -> Iterator[slice]:
     """A batch in runs of samples whose working set fits a cache; on an accelerator, all at once up to a GiB."""
-    budget = CACHE if device.type == "cpu" else 2**30
+    budget = CACHE * min(torch.get_num_threads(), CORES) if device.type == "cpu" else 2**30
     step = max(1, min(size, budget // max(1, bytes_each)))
     return (slice(i, min(i + step, size)) for i in range(0, size, step))
 
@@ -81,16 +85,32 @@ def _geometry(call: Convolution, size: Sequence[int], kernel: Sequence[int], gro
 _remembered_geometry = lru_cache(maxsize=4096)(_geometry)
 
 
-def columns(x: Tensor, g: Geometry) -> Tensor:
-    """What each tap sees: x `(b, C, …)` -> `(b, T', P, C)`."""
-    n = len(g.kernel)
-    padded = F.pad(x, g.flat_pads) if any(map(any, g.pads)) else x
-    last = padded.permute(0, *range(2, n + 2), 1).contiguous()
+def laid(x: Tensor, g: Geometry) -> Tensor:
+    """The input with its zeros around it, channels last: x `(B, C, …)` -> `(B, …, C)`."""
+    n, size = len(g.kernel), x.shape[2:]
+    last = x.permute(0, *range(2, n + 2), 1)
+    if not any(map(any, g.pads)):
+        return last.contiguous()
+    wide = x.new_zeros(x.shape[0], *(m + sum(pad) for m, pad in zip(size, g.pads, strict=True)), x.shape[1])
+    _inside(wide, g, size).copy_(last)
+    return wide
+
+
+def _inside(wide: Tensor, g: Geometry, size: Sequence[int]) -> Tensor:
+    """Without the zeros around it."""
+    for axis, ((before, _), m) in enumerate(zip(g.pads, size, strict=True), 1):
+        wide = wide.narrow(axis, before, m)
+    return wide
+
+
+def columns(last: Tensor, g: Geometry) -> Tensor:
+    """What each tap sees at each position, of an input as `laid`: `(b, …, C)` -> `(b·P, T', C)`."""
     batch, *steps, channel = last.stride()
     taps = [d * s for d, s in zip(g.dilation, steps, strict=True)]
     moves = [k * s for k, s in zip(g.stride, steps, strict=True)]
-    view = last.as_strided((x.shape[0], *g.kernel, *g.extents, x.shape[1]), (batch, *taps, *moves, channel))
-    return view.reshape(x.shape[0], math.prod(g.kernel), g.positions, x.shape[1])
+    shape, strides = (last.shape[0], *g.extents, *g.kernel, last.shape[-1]), (batch, *moves, *taps, channel)
+    view = last.as_strided(shape, strides, last.storage_offset())
+    return view.reshape(-1, math.prod(g.kernel), last.shape[-1])
 
 
 def planes(x: Tensor, g: Geometry) -> Tensor:
@@ -104,21 +124,18 @@ def planes(x: Tensor, g: Geometry) -> Tensor:
 
 
 def folded(grad: Tensor, g: Geometry, size: Sequence[int]) -> Tensor:
-    """The transpose of `columns`: `(b, T', P, C)` -> `(b, C, …)`, each pixel collecting what was read from it."""
-    b, _, _, c = grad.shape
-    n = len(g.kernel)
-    total = grad.new_zeros(b, *(m + sum(pad) for m, pad in zip(size, g.pads, strict=True)), c)
-    rows = grad.reshape(b, *g.kernel, *g.extents, c)
+    """The transpose of `columns` after `laid`: `(b·P, T', C)` -> `(b, C, …)`, each pixel collecting what was read from it."""
+    c, n = grad.shape[-1], len(g.kernel)
+    rows = grad.reshape(-1, *g.extents, *g.kernel, c)
+    total = grad.new_zeros(rows.shape[0], *(m + sum(pad) for m, pad in zip(size, g.pads, strict=True)), c)
     for tap in itertools.product(*map(range, g.kernel)):
         where = [
             slice(j * d, j * d + (m - 1) * s + 1, s)
             for j, d, m, s in zip(tap, g.dilation, g.extents, g.stride, strict=True)
         ]
-        at: tuple[Any, ...] = (slice(None), *tap)
-        total[tuple([slice(None), *where])] += rows[at]
-    inside = [slice(p, p + m) for (p, _), m in zip(g.pads, size, strict=True)]
-    inner = total[tuple([slice(None), *inside])]
-    return inner.permute(0, n + 1, *range(1, n + 1))
+        at: tuple[Any, ...] = (slice(None),) * (1 + n)
+        total[tuple([slice(None), *where])] += rows[at + tap]
+    return _inside(total, g, size).permute(0, n + 1, *range(1, n + 1))
 
 
 def sliced(x: Tensor, g: Geometry) -> Tensor:
@@ -148,26 +165,25 @@ def mixed_convolution(x: Tensor, weight: Tensor, mix: Tensor, update: Update | N
 
 
 def _forward(x: Tensor, mix: Tensor, left: Tensor | None, right: Tensor | None, weight: Tensor, g: Geometry) -> Tensor:
-    size, c, p, taps = x.shape[0], x.shape[1], g.positions, math.prod(g.kernel)
-    y = x.new_empty(size, weight.shape[0], p)
-    for part in slices(size, taps * c * p * x.element_size(), x.device):
-        seen = columns(x[part], g)
-        rows = torch.bmm(mix[part], seen.flatten(2)).unflatten(-1, (p, c))
-        y[part] = (_by_pixel(rows) @ weight.t()).unflatten(0, (-1, p)).transpose(1, 2)
+    size, p = x.shape[0], g.positions
+    y, last = x.new_empty(size, weight.shape[0], p), laid(x, g)
+    for part in slices(size, _bytes_each(x, g), x.device):
+        seen = columns(last[part], g)
+        rows = torch.bmm(_by_pixel(mix[part], p), seen).flatten(1)
+        y[part] = (rows @ weight.t()).unflatten(0, (-1, p)).transpose(1, 2)
         if left is not None and right is not None:
-            y[part].baddbmm_(left[part], _narrow(_by_pixel(seen), right, p))
+            y[part].baddbmm_(left[part], _narrow(seen.flatten(1), right, p))
     return y
 
 
-def _by_pixel(rows: Tensor) -> Tensor:
-    """`(b, T, P, C)` -> `(b·P, T·C)`."""
-    b, t, p, c = rows.shape
-    return rows.transpose(1, 2).reshape(b * p, t * c)
+def _bytes_each(x: Tensor, g: Geometry) -> int:
+    """Of one sample's patches."""
+    return math.prod(g.kernel) * x.shape[1] * g.positions * x.element_size()
 
 
-def _by_tap(rows: Tensor, p: int, taps: int) -> Tensor:
-    """`(b·P, T·C)` -> `(b, T, P, C)`."""
-    return rows.reshape(-1, p, taps, rows.shape[1] // taps).transpose(1, 2).contiguous()
+def _by_pixel(mix: Tensor, p: int) -> Tensor:
+    """A sample's mixing for each of its pixels: `(b, T, T')` -> `(b·P, T, T')`."""
+    return mix.unsqueeze(1).expand(-1, p, -1, -1).reshape(-1, *mix.shape[1:])
 
 
 def _narrow(pixels: Tensor, right: Tensor, p: int) -> Tensor:
@@ -202,12 +218,14 @@ class _Mixed(torch.autograd.Function):
 def _again(saved: tuple[Any, ...], needs: Sequence[bool], g: Geometry, grad: Tensor) -> list[Tensor | None]:
     """The gradients of the formula by autograd, so that they have gradients themselves."""
     x, mix, left, right, weight = saved
+    p = g.positions
     with torch.enable_grad():
-        seen = columns(x, g)
-        rows = torch.bmm(mix, seen.flatten(2)).unflatten(-1, seen.shape[2:])
-        y = (_by_pixel(rows) @ weight.t()).unflatten(0, (-1, g.positions)).transpose(1, 2)
+        n = len(g.kernel)
+        seen = columns(F.pad(x, g.flat_pads).permute(0, *range(2, n + 2), 1), g)
+        rows = torch.bmm(_by_pixel(mix, p), seen).flatten(1)
+        y = (rows @ weight.t()).unflatten(0, (-1, p)).transpose(1, 2)
         if left is not None:
-            y = y + left @ _narrow(_by_pixel(seen), right, g.positions)
+            y = y + left @ _narrow(seen.flatten(1), right, p)
         wanted = [t for t, need in zip(saved, needs, strict=False) if need]
         found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
     return [next(found) if need else None for need in needs[:4]]
@@ -215,31 +233,32 @@ def _again(saved: tuple[Any, ...], needs: Sequence[bool], g: Geometry, grad: Ten
 
 def _backward(saved: tuple[Any, ...], needs: Sequence[bool], g: Geometry, grad: Tensor) -> list[Tensor | None]:
     x, mix, left, right, weight = saved
-    size, c, p, taps = x.shape[0], x.shape[1], g.positions, math.prod(g.kernel)
+    size, p, c = x.shape[0], g.positions, x.shape[1]
     made: list[Tensor | None] = [
         torch.zeros_like(t, memory_format=torch.contiguous_format) if need else None
         for t, need in zip(saved, needs[:4], strict=False)
     ]
     g_x, g_mix, g_left, g_right = made
-    for part in slices(size, taps * c * p * x.element_size(), x.device):
+    last = laid(x, g)
+    for part in slices(size, _bytes_each(x, g), x.device):
         out = grad[part].transpose(1, 2)
-        seen = columns(x[part], g)
+        seen = columns(last[part], g)
         moved = None
         if g_x is not None or g_mix is not None:
-            rows = _by_tap(out.reshape(-1, out.shape[2]) @ weight, p, mix.shape[1]).flatten(2)
+            rows = (out.flatten(0, 1) @ weight).unflatten(1, (-1, c))
             if g_mix is not None:
-                g_mix[part] = torch.bmm(rows, seen.flatten(2).transpose(1, 2))
+                g_mix[part] = torch.bmm(rows, seen.transpose(1, 2)).unflatten(0, (-1, p)).sum(1)
             if g_x is not None:
-                moved = torch.bmm(mix[part].transpose(1, 2), rows).reshape(seen.shape)
+                moved = torch.bmm(_by_pixel(mix[part].transpose(1, 2), p), rows)
         if left is not None:
-            pixels = _by_pixel(seen)
+            pixels = seen.flatten(1)
             narrow = torch.bmm(out, left[part]).flatten(0, 1)
             if g_left is not None:
                 g_left[part] = torch.bmm(grad[part], _narrow(pixels, right, p).transpose(1, 2))
             if g_right is not None:
                 g_right += narrow.t() @ pixels
             if moved is not None:
-                moved += _by_tap(narrow @ right, p, taps)
+                moved.view(-1, right.shape[1]).addmm_(narrow, right)
         if g_x is not None and moved is not None:
             g_x[part] = folded(moved, g, x.shape[2:])
     return made
