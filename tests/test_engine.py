@@ -17,7 +17,7 @@ from zoo import FAMILIES, LAYERS, Bend, applies, conditioned, forced, one_by_one
 import weightmorph as wm
 from weightmorph import errors
 from weightmorph.conditioned.late import unmade
-from weightmorph.execution import make, patches, planner, rule
+from weightmorph.execution import make, planner, rule, runs
 from weightmorph.execution.batch import Batch
 from weightmorph.execution.calls import PLAIN, Convolution
 from weightmorph.execution.desk import Desk
@@ -181,7 +181,7 @@ def test_a_few_samples_at_a_time_is_all_of_them(route: str, grad: bool, monkeypa
     model, x = block()
     found = []
     for cache in (1, 40_000, 2**40):
-        monkeypatch.setattr(patches, "CACHE", cache)
+        monkeypatch.setattr(runs, "CACHE", cache)
         model.zero_grad()
         with forced("dense" if route == "grouped" else route), torch.set_grad_enabled(grad):
             y = model(x, angle=ANGLES)

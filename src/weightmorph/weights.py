@@ -49,9 +49,9 @@ class Term(ABC):
         """Row `index[i]` of the batch becomes row i: `(D, …)` to `(B, …)`."""
         return self._carrying(self.carrier[0].index_select(0, index))
 
-    def part(self, where: slice) -> Term:
-        """Some samples of the batch, as a view; a shared term as it is."""
-        return self._carrying(self.carrier[0][where]) if self.batch else self
+    def split(self, step: int, runs: int) -> list[Term]:
+        """The batch in runs of so many samples, as views; a shared term for each run as it is."""
+        return [self._carrying(t) for t in self.carrier[0].split(step)] if self.batch else [self] * runs
 
     def spread(self, size: int) -> Term:
         """A shared term as one of so many samples, all alike."""

@@ -15,9 +15,10 @@ from .batch import Batch, per_channel
 from .calls import PLAIN, TRANSPOSED, Convolution, Size, each
 from .making import embedding, make
 from .norm import Operand, channels
-from .patches import Geometry, mixed_convolution, planes, sliced, slices
+from .patches import Geometry, mixed_convolution, planes, sliced
 from .planner import choose
 from .rule import Layer, Plan
+from .runs import pieces
 
 __all__ = ["HANDLERS"]
 
@@ -130,17 +131,10 @@ def _dense(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequen
         return _product(call, x, weight, terms)
     numbers = math.prod(weight.base.shape[:2]) * math.prod(weight.slot.grown(weight.grow))
     parts = []
-    for part in slices(x.shape[0], numbers * x.element_size(), x.device):
-        made = make(weight, _part(terms, part, x.shape[0]))
-        if plan.route == "product":
-            parts.append(_traced_product(call, x[part], made, weight.grow))
-        else:
-            parts.append(_grouped(call, x[part], made, weight.grow))
+    for part, own in pieces(x, terms, numbers * x.element_size()):
+        apply = _traced_product if plan.route == "product" else _grouped
+        parts.append(apply(call, part, make(weight, own), weight.grow))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _part(terms: Sequence[Term], part: slice, size: int) -> Sequence[Term]:
-    return terms if part.stop - part.start == size else [t.part(part) for t in terms]
 
 
 def _grouped(call: Convolution, x: Tensor, dense: Tensor, grow: Sequence[int]) -> Tensor:
@@ -164,15 +158,17 @@ def _product(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequ
     numbers = outputs * weight.base.shape[1] * taps + (0 if plain else x.shape[1] * taps * p)
     grad = torch.is_grad_enabled()
     parts, y = [], None if grad else x.new_empty(size * g, outputs // g, p)
-    for part in slices(size, numbers * x.element_size(), x.device):
-        b = part.stop - part.start
-        made = make(weight, _part(terms, part, size)).to(dtype)
+    done = 0
+    for part, own in pieces(x, terms, numbers * x.element_size()):
+        b = part.shape[0]
+        made = make(weight, own).to(dtype)
         rows = made.expand(b, *made.shape[-call.dims - 2 :]).reshape(b * g, outputs // g, -1)
-        seen = (x[part] if plain else planes(x[part], geometry)).reshape(b * g, rows.shape[2], p)
+        seen = (part if plain else planes(part, geometry)).reshape(b * g, rows.shape[2], p)
         if y is None:
             parts.append(torch.bmm(rows, seen))
         else:
-            torch.bmm(rows, seen, out=y[part.start * g : part.stop * g])
+            torch.bmm(rows, seen, out=y[done : done + b * g])
+        done += b * g
     total = y if y is not None else parts[0] if len(parts) == 1 else torch.cat(parts)
     return total.reshape(size, outputs, *geometry.extents)
 

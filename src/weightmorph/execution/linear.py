@@ -13,9 +13,9 @@ from ..weights import BasisMix, LowRankUpdate, RowScale, TapMix, WeightExpressio
 from .batch import Batch
 from .making import embedding, make
 from .norm import Operand, values
-from .patches import slices
 from .planner import choose
 from .rule import Layer, Plan
+from .runs import pieces
 
 __all__ = ["HANDLERS", "linear"]
 
@@ -56,10 +56,7 @@ def run(x: Tensor, weight: WeightExpression, plan: Plan) -> Tensor:
         y = _product(x, make(weight, terms))
     else:
         size = weight.base.numel() * x.element_size()
-        parts = [
-            _product(x[part], make(weight, [t.part(part) for t in terms]))
-            for part in slices(x.shape[0], size, x.device)
-        ]
+        parts = [_product(part, make(weight, own)) for part, own in pieces(x, terms, size)]
         y = parts[0] if len(parts) == 1 else torch.cat(parts)
     for term in aside:
         y = y + _low_rank(x, term, y)

@@ -18,8 +18,11 @@ from ..weights import BasisMix, Dense, LowRankUpdate, RowScale, TapMix, Term, We
 
 __all__ = ["embedding", "make", "make_vectors"]
 
-PAIRED_TAPS = 16
-"""Up to how many taps two filters are mixed at once: a product with nine columns leaves a vector unit half empty."""
+WIDE = 16
+"""From so many taps on a filter's product fills a vector unit; below it, two or four filters are mixed at once."""
+
+FEW_FILTERS = 128
+"""With fewer of them, taking several at once costs more than it saves."""
 
 
 def make(expression: WeightExpression, terms: Sequence[Term] | None = None) -> Tensor:
@@ -130,9 +133,10 @@ def mixed(taps: Tensor, mix: Tensor) -> Tensor:
         True
     """
     f, t = taps.shape
-    if f % 2 or t > PAIRED_TAPS:
-        return taps @ mix
     batch, wide = mix.shape[:-2], mix.shape[-1]
-    one = torch.eye(2, dtype=mix.dtype, device=mix.device).reshape(2, 1, 2, 1)
-    paired = (one * mix.unsqueeze(-2).unsqueeze(-4)).reshape(*batch, 2 * t, 2 * wide)
-    return (taps.reshape(f // 2, 2 * t) @ paired).reshape(*batch, f, wide)
+    k = 1 if wide >= WIDE or f < FEW_FILTERS else 4 if wide <= WIDE // 3 else 2
+    if k == 1 or f % k:
+        return taps @ mix
+    one = torch.eye(k, dtype=mix.dtype, device=mix.device).reshape(k, 1, k, 1)
+    block = (one * mix.unsqueeze(-2).unsqueeze(-4)).reshape(*batch, k * t, k * wide)
+    return (taps.reshape(f // k, k * t) @ block).reshape(*batch, f, wide)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,22 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .calls import Convolution
+from .runs import slices
 
-__all__ = ["Geometry", "columns", "mixed_convolution", "planes", "sliced", "slices"]
-
-CACHE = 2 * 2**20
-"""Bytes of a working set that stays in one core's caches; much larger ones are also returned to the system after every
-use."""
-
-CORES = 8
-"""So many cores' caches are counted on at most."""
-
-
-def slices(size: int, bytes_each: int, device: torch.device) -> Iterator[slice]:
-    """A batch in runs of samples whose working set fits a cache; on an accelerator, all at once up to a GiB."""
-    budget = CACHE * min(torch.get_num_threads(), CORES) if device.type == "cpu" else 2**30
-    step = max(1, min(size, budget // max(1, bytes_each)))
-    return (slice(i, min(i + step, size)) for i in range(0, size, step))
+__all__ = ["Geometry", "mixed_convolution", "planes", "sliced"]
 
 
 @dataclass(frozen=True)
@@ -103,11 +90,16 @@ def _inside(wide: Tensor, g: Geometry, size: Sequence[int]) -> Tensor:
     return wide
 
 
+def _strides(last: Tensor, g: Geometry) -> tuple[list[int], list[int]]:
+    """How far apart the positions of a tap lie in an input as `laid`, and the taps of a position."""
+    steps = last.stride()[1:-1]
+    moves = [k * s for k, s in zip(g.stride, steps, strict=True)]
+    return moves, [d * s for d, s in zip(g.dilation, steps, strict=True)]
+
+
 def columns(last: Tensor, g: Geometry) -> Tensor:
     """What each tap sees at each position, of an input as `laid`: `(b, …, C)` -> `(b·P, T', C)`."""
-    batch, *steps, channel = last.stride()
-    taps = [d * s for d, s in zip(g.dilation, steps, strict=True)]
-    moves = [k * s for k, s in zip(g.stride, steps, strict=True)]
+    (batch, *_, channel), (moves, taps) = last.stride(), _strides(last, g)
     shape, strides = (last.shape[0], *g.extents, *g.kernel, last.shape[-1]), (batch, *moves, *taps, channel)
     view = last.as_strided(shape, strides, last.storage_offset())
     return view.reshape(-1, math.prod(g.kernel), last.shape[-1])
@@ -124,17 +116,15 @@ def planes(x: Tensor, g: Geometry) -> Tensor:
 
 
 def folded(grad: Tensor, g: Geometry, size: Sequence[int]) -> Tensor:
-    """The transpose of `columns` after `laid`: `(b·P, T', C)` -> `(b, C, …)`, each pixel collecting what was read from it."""
+    """The transpose of `columns` after `laid`: `(b·P, T', C)` -> `(b, C, …)`, added up where a pixel was read."""
     c, n = grad.shape[-1], len(g.kernel)
-    rows = grad.reshape(-1, *g.extents, *g.kernel, c)
+    rows = grad.reshape(-1, *g.extents, math.prod(g.kernel), c)
     total = grad.new_zeros(rows.shape[0], *(m + sum(pad) for m, pad in zip(size, g.pads, strict=True)), c)
-    for tap in itertools.product(*map(range, g.kernel)):
-        where = [
-            slice(j * d, j * d + (m - 1) * s + 1, s)
-            for j, d, m, s in zip(tap, g.dilation, g.extents, g.stride, strict=True)
-        ]
-        at: tuple[Any, ...] = (slice(None),) * (1 + n)
-        total[tuple([slice(None), *where])] += rows[at + tap]
+    (batch, *_, channel), (moves, taps) = total.stride(), _strides(total, g)
+    shape, strides = (rows.shape[0], *g.extents, c), (batch, *moves, channel)
+    for i, tap in enumerate(itertools.product(*map(range, g.kernel))):
+        where = sum(j * s for j, s in zip(tap, taps, strict=True))
+        total.as_strided(shape, strides, where).add_(rows.select(-2, i))
     return _inside(total, g, size).permute(0, n + 1, *range(1, n + 1))
 
 
@@ -234,11 +224,13 @@ def _again(saved: tuple[Any, ...], needs: Sequence[bool], g: Geometry, grad: Ten
 def _backward(saved: tuple[Any, ...], needs: Sequence[bool], g: Geometry, grad: Tensor) -> list[Tensor | None]:
     x, mix, left, right, weight = saved
     size, p, c = x.shape[0], g.positions, x.shape[1]
-    made: list[Tensor | None] = [
-        torch.zeros_like(t, memory_format=torch.contiguous_format) if need else None
-        for t, need in zip(saved, needs[:4], strict=False)
+    made = [
+        torch.empty_like(t, memory_format=torch.contiguous_format) if need else None
+        for t, need in zip(saved[:4], needs[:4], strict=True)
     ]
     g_x, g_mix, g_left, g_right = made
+    if g_right is not None:
+        g_right.zero_()
     last = laid(x, g)
     for part in slices(size, _bytes_each(x, g), x.device):
         out = grad[part].transpose(1, 2)
