@@ -226,11 +226,12 @@ def _tap_mix(
         kernel = slot.canonical(weight.base).reshape(g * o, i * t, *(1,) * call.dims)
         return PLAIN[call.dims](made, kernel.to(made.dtype)), low
     dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-    flat = slot.canonical(weight.base)[0].transpose(1, 2).reshape(o, t * i).to(dtype)
+    flat = weight.base.reshape(o, i * t).to(dtype)
     update = None
-    if low and not any(grow):
+    if low:
         left = torch.cat([term.left[0] * term.gain.unsqueeze(-2) for term in low], -1)
-        right = torch.cat([term.right[0] for term in low]).unflatten(-1, (i, t)).transpose(1, 2).flatten(1)
+        right = widen(torch.cat([term.right[0] for term in low]).unflatten(-1, (i, *slot.kernel)), grow)
+        right = right.flatten(2).transpose(1, 2).flatten(1)
         update, low = (left.to(dtype), right.to(dtype)), []
     with torch.autocast(x.device.type, enabled=False):
         return mixed_convolution(x.to(dtype), flat, mix.to(dtype), update, geometry), low

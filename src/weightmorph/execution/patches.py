@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -97,12 +97,15 @@ def _strides(last: Tensor, g: Geometry) -> tuple[list[int], list[int]]:
     return moves, [d * s for d, s in zip(g.dilation, steps, strict=True)]
 
 
-def columns(last: Tensor, g: Geometry) -> Tensor:
+def columns(last: Tensor, g: Geometry, out: Tensor | None = None) -> Tensor:
     """What each tap sees at each position, of an input as `laid`: `(b, …, C)` -> `(b·P, T', C)`."""
     (batch, *_, channel), (moves, taps) = last.stride(), _strides(last, g)
     shape, strides = (last.shape[0], *g.extents, *g.kernel, last.shape[-1]), (batch, *moves, *taps, channel)
     view = last.as_strided(shape, strides, last.storage_offset())
-    return view.reshape(-1, math.prod(g.kernel), last.shape[-1])
+    if out is None:
+        return view.reshape(-1, math.prod(g.kernel), last.shape[-1])
+    out.view(shape).copy_(view)
+    return out
 
 
 def planes(x: Tensor, g: Geometry) -> Tensor:
@@ -140,11 +143,11 @@ def sliced(x: Tensor, g: Geometry) -> Tensor:
 
 
 Update = tuple[Tensor, Tensor]
-"""$A$ `(B, O, r)` and $V$ `(r, T'·C)`."""
+"""$A$ `(B, O, r)` and $V$ `(r, T'·C)`, tap by tap."""
 
 
 def mixed_convolution(x: Tensor, weight: Tensor, mix: Tensor, update: Update | None, g: Geometry) -> Tensor:
-    """The formula above: x `(B, C, …)`, weight `(O, T·C)` tap by tap, mix `(B, T, T')` -> `(B, O, …)`."""
+    """The formula above: x `(B, C, …)`, weight `(O, C·T)` as it lies, mix `(B, T, T')` -> `(B, O, …)`."""
     left, right = update if update is not None else (None, None)
     inputs = [t for t in (x, mix, left, right) if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
@@ -157,28 +160,38 @@ def mixed_convolution(x: Tensor, weight: Tensor, mix: Tensor, update: Update | N
 def _forward(x: Tensor, mix: Tensor, left: Tensor | None, right: Tensor | None, weight: Tensor, g: Geometry) -> Tensor:
     size, p = x.shape[0], g.positions
     y, last = x.new_empty(size, weight.shape[0], p), laid(x, g)
-    for part in slices(size, _bytes_each(x, g), x.device):
-        seen = columns(last[part], g)
-        rows = torch.bmm(_by_pixel(mix[part], p), seen).flatten(1)
-        y[part] = (rows @ weight.t()).unflatten(0, (-1, p)).transpose(1, 2)
+    runs, (seen_, rows_, out_) = _runs(x, weight, g)
+    for part in runs:
+        n = (part.stop - part.start) * p
+        seen = columns(last[part], g, seen_[:n])
+        rows = torch.bmm(seen.transpose(1, 2), _by_pixel(mix[part].transpose(1, 2), p), out=rows_[:n]).flatten(1)
+        y[part] = torch.mm(rows, weight.t(), out=out_[:n]).unflatten(0, (-1, p)).transpose(1, 2)
         if left is not None and right is not None:
             y[part].baddbmm_(left[part], _narrow(seen.flatten(1), right, p))
     return y
 
 
-def _bytes_each(x: Tensor, g: Geometry) -> int:
-    """Of one sample's patches."""
-    return math.prod(g.kernel) * x.shape[1] * g.positions * x.element_size()
+def _runs(x: Tensor, weight: Tensor, g: Geometry) -> tuple[list[slice], tuple[Tensor, Tensor, Tensor]]:
+    """Samples whose patches fit a cache, but no fewer than make as many numbers as the weight they all meet.
+
+    And what every run is written into, for memory that was just used is in the cache and new memory is not: patches
+    `(n, T', C)`, mixed ones `(n, C, T)`, outputs `(n, O)`.
+    """
+    wide, c, (outputs, columns_) = math.prod(g.kernel), x.shape[1], weight.shape
+    patches = wide * c * g.positions * x.element_size()
+    runs = list(slices(x.shape[0], patches, x.device, least=2 * weight.numel() * weight.element_size()))
+    n = (runs[0].stop - runs[0].start) * g.positions
+    return runs, (x.new_empty(n, wide, c), x.new_empty(n, c, columns_ // c), x.new_empty(n, outputs))
 
 
 def _by_pixel(mix: Tensor, p: int) -> Tensor:
-    """A sample's mixing for each of its pixels: `(b, T, T')` -> `(b·P, T, T')`."""
+    """A sample's mixing for each of its pixels: `(b, m, n)` -> `(b·P, m, n)`."""
     return mix.unsqueeze(1).expand(-1, p, -1, -1).reshape(-1, *mix.shape[1:])
 
 
 def _narrow(pixels: Tensor, right: Tensor, p: int) -> Tensor:
     """$V X$: patches `(b·P, T'·C)`, `(r, T'·C)` -> `(b, r, P)`."""
-    return (right @ pixels.t()).reshape(right.shape[0], -1, p).transpose(0, 1)
+    return (pixels @ right.t()).unflatten(0, (-1, p)).transpose(1, 2)
 
 
 class _Mixed(torch.autograd.Function):
@@ -212,7 +225,7 @@ def _again(saved: tuple[Any, ...], needs: Sequence[bool], g: Geometry, grad: Ten
     with torch.enable_grad():
         n = len(g.kernel)
         seen = columns(F.pad(x, g.flat_pads).permute(0, *range(2, n + 2), 1), g)
-        rows = torch.bmm(_by_pixel(mix, p), seen).flatten(1)
+        rows = torch.bmm(seen.transpose(1, 2), _by_pixel(mix.transpose(1, 2), p)).flatten(1)
         y = (rows @ weight.t()).unflatten(0, (-1, p)).transpose(1, 2)
         if left is not None:
             y = y + left @ _narrow(seen.flatten(1), right, p)
@@ -223,7 +236,7 @@ def _again(saved: tuple[Any, ...], needs: Sequence[bool], g: Geometry, grad: Ten
 
 def _backward(saved: tuple[Any, ...], needs: Sequence[bool], g: Geometry, grad: Tensor) -> list[Tensor | None]:
     x, mix, left, right, weight = saved
-    size, p, c = x.shape[0], g.positions, x.shape[1]
+    p, c = g.positions, x.shape[1]
     made = [
         torch.empty_like(t, memory_format=torch.contiguous_format) if need else None
         for t, need in zip(saved[:4], needs[:4], strict=True)
@@ -232,16 +245,20 @@ def _backward(saved: tuple[Any, ...], needs: Sequence[bool], g: Geometry, grad: 
     if g_right is not None:
         g_right.zero_()
     last = laid(x, g)
-    for part in slices(size, _bytes_each(x, g), x.device):
-        out = grad[part].transpose(1, 2)
-        seen = columns(last[part], g)
+    runs, (seen_, rows_, out_) = _runs(x, weight, g)
+    moved_ = torch.empty_like(seen_) if g_x is not None else None
+    for part in runs:
+        n = (part.stop - part.start) * p
+        out = out_[:n].view(-1, p, weight.shape[0]).copy_(grad[part].transpose(1, 2))
+        seen = columns(last[part], g, seen_[:n])
         moved = None
         if g_x is not None or g_mix is not None:
-            rows = (out.flatten(0, 1) @ weight).unflatten(1, (-1, c))
+            rows = torch.mm(out.flatten(0, 1), weight, out=rows_[:n].flatten(1)).view(n, c, -1)
             if g_mix is not None:
-                g_mix[part] = torch.bmm(rows, seen.transpose(1, 2)).unflatten(0, (-1, p)).sum(1)
-            if g_x is not None:
-                moved = torch.bmm(_by_pixel(mix[part].transpose(1, 2), p), rows)
+                g_mix[part] = torch.bmm(seen, rows).unflatten(0, (-1, p)).sum(1).transpose(1, 2)
+            if moved_ is not None:
+                by_pixel = _by_pixel(mix[part].transpose(1, 2), p)
+                moved = torch.bmm(by_pixel, rows.transpose(1, 2), out=moved_[:n])
         if left is not None:
             pixels = seen.flatten(1)
             narrow = torch.bmm(out, left[part]).flatten(0, 1)

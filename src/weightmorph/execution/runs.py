@@ -11,7 +11,7 @@ from ..weights import Term
 
 __all__ = ["pieces", "slices"]
 
-CACHE = 2 * 2**20
+CACHE = 4 * 2**20
 """Bytes of a working set that stays in one core's caches; much larger ones are also returned to the system after every
 use."""
 
@@ -19,15 +19,17 @@ CORES = 8
 """So many cores' caches are counted on at most."""
 
 
-def length(size: int, bytes_each: int, device: torch.device) -> int:
-    """Samples in a run; on an accelerator, as many as take a GiB."""
+def length(size: int, bytes_each: int, device: torch.device, least: int = 0) -> int:
+    """Samples in a run, of `least` bytes or more; on an accelerator, as many as take a GiB."""
     budget = CACHE * min(torch.get_num_threads(), CORES) if device.type == "cpu" else 2**30
-    return max(1, min(size, budget // max(1, bytes_each)))
+    most = max(1, max(budget, least) // max(1, bytes_each))
+    # A power of two: products are fastest where they divide into whole blocks.
+    return size if most >= size else 1 << (most.bit_length() - 1)
 
 
-def slices(size: int, bytes_each: int, device: torch.device) -> Iterator[slice]:
+def slices(size: int, bytes_each: int, device: torch.device, least: int = 0) -> Iterator[slice]:
     """The runs, as slices of the batch."""
-    step = length(size, bytes_each, device)
+    step = length(size, bytes_each, device, least)
     return (slice(i, min(i + step, size)) for i in range(0, size, step))
 
 
