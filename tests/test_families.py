@@ -338,7 +338,8 @@ def test_zooming_out_does_not_alias() -> None:
 def test_covariance_is_one_at_zero_and_falls() -> None:
     """A model of images: like pixels are near."""
     d = torch.linspace(0, 6, 50, dtype=torch.float64) ** 2
-    c = covariance(d, 2.0)
+    c = covariance(d.clone())
+    torch.testing.assert_close(covariance(d.clone().requires_grad_()), c)
     assert float(c[0]) == pytest.approx(1.0, abs=1e-9) and bool((c.diff() < 0).all())
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["ISOMETRIES", "MAPS", "NEUTRAL", "SEPARABLE", "compose", "identity", "inverse"]
+__all__ = ["ISOMETRIES", "MAPS", "NEUTRAL", "SEPARABLE", "TRANSLATIONS", "compose", "identity", "inverse"]
 
 
 def _stack(a: Tensor, b: Tensor, tx: Tensor, c: Tensor, d: Tensor, ty: Tensor) -> Tensor:
@@ -96,6 +96,9 @@ NEUTRAL: Mapping[str, float] = {name: 1.0 if name == "zoom" else 0.0 for name in
 
 SEPARABLE = frozenset({"zoom", "translate_x", "flip_x"})
 """Maps that still mean something on a one-dimensional signal (its axis reads as x)."""
+
+TRANSLATIONS = frozenset({"translate_x", "translate_y"})
+"""Maps that move the centre; no other one does."""
 
 ISOMETRIES = frozenset({"rotation", "translate_x", "translate_y", "flip_x", "flip_y"})
 """Maps that keep every distance."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,23 +28,37 @@ def values(batch: Batch, operand: Tensor | WeightExpression) -> Tensor:
 
 def channels(batch: Batch, y: Tensor, weight: Operand, bias: Operand) -> Tensor:
     """`y * weight + bias`, the channels being axis 1."""
-
-    def laid(operand: Tensor | WeightExpression) -> Tensor:
-        value = values(batch, operand)
-        return per_channel(value if value.dim() == 2 else value.unsqueeze(0), y)
-
-    y = y if weight is None else y * laid(weight)
-    return y if bias is None else y + laid(bias)
+    scale, shift = (None if v is None else values(batch, v) for v in (weight, bias))
+    if scale is not None and shift is not None:
+        return affine(y, scale, shift)
+    scale, shift = (v if v is None or v.dim() == 2 else v.unsqueeze(0) for v in (scale, shift))
+    y = y if scale is None else y * per_channel(scale, y)
+    return y if shift is None else y + per_channel(shift, y)
 
 
 def _per_sample(batch: Batch, *operands: Operand) -> bool:
     return any(isinstance(o, WeightExpression) and o.batch for o in operands)
 
 
+FEW_PIXELS = 32
+"""With fewer pixels a channel, torch's batch norm takes longer than a multiply and an add."""
+
+
 def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """`x * scale + shift`, both `(B, C)` or `(C,)`, the channels being axis 1: one new tensor, two passes."""
+    """`x * scale + shift`, both `(B, C)` or `(C,)`, the channels being axis 1.
+
+    It is what a batch norm does to one sample of B·C channels, in one pass over x, and in half the time a multiply and
+    an add take, forward and backward alike.
+    """
     scale, shift = (v if v.dim() == 2 else v.unsqueeze(0) for v in (scale, shift))
-    return (x * per_channel(scale, x)).add_(per_channel(shift, x))
+    size, width, *extents = x.shape
+    if torch.compiler.is_compiling() or not x.is_contiguous() or math.prod(extents) < FEW_PIXELS:
+        return (x * per_channel(scale, x)).add_(per_channel(shift, x))
+    wide = torch.promote_types(x.dtype, torch.float32)  # what batch norm keeps its own in, also where x is shorter
+    rows = [v.expand(size, width).reshape(-1).to(wide) for v in (scale, shift)]
+    zero = rows[0].new_zeros(size * width)
+    y = F.batch_norm(x.view(1, size * width, *extents), zero, torch.ones_like(zero), rows[0], rows[1], False, 0.0, 0.0)
+    return y.view(x.shape)
 
 
 @dataclass(frozen=True)
@@ -99,10 +114,10 @@ def prepared(
     buffers = [norm.entries["_buffers"] for norm, _, _ in rows]
     means = [b["running_mean"] for b in buffers]
     inverse = (torch.cat([b["running_var"] for b in buffers]) + rows[0][0].entries["eps"]).rsqrt()
-    gain = torch.cat([scale.gain for _, scale, _ in rows], -1)
-    alpha = (1 + gain) * (torch.cat([scale.weight for _, scale, _ in rows]) * inverse)
+    frozen = torch.cat([scale.weight for _, scale, _ in rows]) * inverse
+    alpha = torch.addcmul(frozen, frozen, torch.cat([scale.gain for _, scale, _ in rows], -1))
     biases = torch.cat([norm.entries["_parameters"]["bias"] for norm, _, _ in rows])
-    shift = biases + torch.cat([add.delta for _, _, add in rows], -1) - torch.cat(means) * alpha
+    shift = torch.cat([add.delta for _, _, add in rows], -1).add_(biases).addcmul_(torch.cat(means), alpha, value=-1)
     if index is not None:
         alpha, shift = alpha.index_select(0, index), shift.index_select(0, index)
     sizes = [mean.shape[0] for mean in means]

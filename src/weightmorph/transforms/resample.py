@@ -28,15 +28,15 @@ from ..affine import inverse
 __all__ = ["Resampler", "solve"]
 
 
-def covariance(distance2: Tensor, length: float) -> Tensor:
-    """How alike two pixels are whose squared distance is `distance2`: Matérn with smoothness 3/2."""
-    if distance2.requires_grad:
-        scaled = (distance2.clamp_min(1e-12) * (3.0 / length**2)).sqrt()
+def covariance(squared: Tensor) -> Tensor:
+    """How alike two pixels are: Matérn with smoothness 3/2, of three times the squared distance in lengths."""
+    if squared.requires_grad:
+        scaled = squared.clamp_min(1e-12).sqrt()
         return (1 + scaled) * torch.exp(-scaled)
     # The same in place: for the taps of a flattened map this is the dearest step of the whole code side.
-    scaled = distance2.clamp_min(1e-12).mul_(3.0 / length**2).sqrt_()
-    fall = scaled.neg().exp_()
-    return scaled.add_(1).mul_(fall)
+    minus = squared.clamp_min_(1e-12).sqrt_().neg_()
+    fall = minus.exp()
+    return fall.addcmul_(minus, fall, value=-1)
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,24 @@ class Resampler:
     known: tuple[Tensor, Tensor] = field(init=False)
     solved: tuple[Tensor, Tensor] | None = field(init=False, default=None)
     rest: Tensor = field(init=False)
+    start: Tensor | None = field(init=False, default=None)
+    turned: tuple[Tensor, Tensor] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         def put(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
-        sources, targets = _in_space(self.sources), _in_space(self.targets)
+        # In the unit of length in which the covariance is plain.
+        sources, targets = (_in_space(v) * (math.sqrt(3.0) / self.length) for v in (self.sources, self.targets))
         put("flat", targets[:, :2])
         put("depth", targets[:, 2:])
-        put("known", (sources.transpose(0, 1).contiguous(), sources.square().sum(-1)))
+        put("known", (sources, sources.square().sum(-1, keepdim=True)))
+        if self.isometric and self.shift is None:
+            # |p|² + |t|² - 2 p·Aᵀt is linear in the four numbers of A, and the depths stay.
+            lengths = sources.square().sum(-1, keepdim=True) + targets.square().sum(-1)
+            still = lengths - 2 * sources[:, 2:] @ targets[:, 2:].T
+            products = -2 * torch.einsum("ib,ja->abij", sources[:, :2], targets[:, :2])
+            put("turned", (still, products.reshape(4, -1)))
         if self.isometric:
             among = self._among(targets)
             one = torch.ones_like(among[:, :1])
@@ -82,8 +91,10 @@ class Resampler:
             share = unit / unit.sum()
             # What R is, written out: K⁻¹ - u uᵀ/Σu on the covariances, and u/Σu.
             projected = torch.linalg.inv(among) - share * unit.T
-            put("solved", (projected, share))
+            put("solved", (projected, share.T))
         put("rest", self(torch.eye(2, 3, dtype=targets.dtype, device=targets.device)))
+        if self.solved is not None:
+            put("start", self.solved[1] - self.rest)
 
     def to(self, like: Tensor) -> Resampler:
         """On another device; in float64 wherever there is one.
@@ -100,38 +111,59 @@ class Resampler:
     def _among(self, sites: Tensor) -> Tensor:
         lengths = sites.square().sum(-1, keepdim=True)
         squared = lengths + lengths.transpose(-1, -2) - 2 * (sites @ sites.transpose(-1, -2))
-        among = covariance(squared, self.length)
+        among = covariance(squared)
         return among + self.nugget * torch.eye(among.shape[-1], dtype=among.dtype, device=among.device)
 
     def __call__(self, plane: Tensor) -> Tensor:
         """R under a map, in the map's own type."""
-        sites = self._sites(plane.to(self.flat.dtype))
-        across_, lengths = self.known
-        # |a|² + |b|² - 2ab: one product in place of a difference for every pair and axis.
-        squared = sites.square().sum(-1, keepdim=True) + lengths - 2 * (sites @ across_)
-        across = covariance(squared, self.length)
+        return self._solve(plane, None if self.solved is None else self.solved[1]).to(plane.dtype)
+
+    def change(self, plane: Tensor) -> Tensor:
+        """R under a map, less R where nothing moves: the same shape."""
+        if self.start is None:
+            return (self._solve(plane, None) - self.rest).to(plane.dtype)
+        return self._solve(plane, self.start).to(plane.dtype)
+
+    def _solve(self, plane: Tensor, start: Tensor | None) -> Tensor:
+        """R, `start` standing in for the constant part of what was solved beforehand."""
+        rows = plane.to(self.flat.dtype).reshape(-1, 2, 3)
+        across = covariance(self._squared(rows))
         if self.solved is not None:
-            projected, share = self.solved
-            return (projected @ across + share).transpose(-1, -2).to(plane.dtype)
-        ones = torch.ones_like(across[..., :1])
-        solved = solve(self._among(sites), torch.cat((across, ones), -1), self.nugget)
-        weights, unit = solved[..., :-1], solved[..., -1:]
-        # The Lagrange multiplier of the constraint: what is missing to one is spread as `unit` says.
-        missing = 1 - weights.sum(-2, keepdim=True)
-        return (weights + unit * (missing / unit.sum(-2, keepdim=True))).transpose(-1, -2).to(plane.dtype)
+            assert start is not None
+            made = (across.flatten(0, 1) @ self.solved[0]).view_as(across).add_(start)
+        else:
+            ones = torch.ones_like(across[..., :1, :])
+            right = torch.cat((across, ones), -2).transpose(-1, -2)
+            solved = solve(self._among(self._sites(rows)), right, self.nugget)
+            weights, unit = solved[..., :-1], solved[..., -1:]
+            # The Lagrange multiplier of the constraint: what is missing to one is spread as `unit` says.
+            missing = 1 - weights.sum(-2, keepdim=True)
+            made = (weights + unit * (missing / unit.sum(-2, keepdim=True))).transpose(-1, -2)
+        return made.reshape(*plane.shape[:-2], *made.shape[1:])
+
+    def _squared(self, plane: Tensor) -> Tensor:
+        """From every source to every site: `(B, T, T')`."""
+        if self.turned is not None:
+            still, products = self.turned
+            return torch.addmm(still.reshape(1, -1), plane[..., :2].reshape(-1, 4), products).reshape(-1, *still.shape)
+        sites, (sources, lengths) = self._sites(plane), self.known
+        # |p|² + |s|² - 2ps: one product in place of a difference for every pair and axis.
+        both = lengths + sites.square().sum(-1).unsqueeze(1)
+        return both - 2 * (sources @ sites.transpose(1, 2))
 
     def _sites(self, plane: Tensor) -> Tensor:
         """Where the map brings the targets from: x, y and what axes there are beside them."""
+        scale = math.sqrt(3.0) / self.length
         if self.isometric:
             turn = plane[..., :2]  # the transpose of an orthogonal matrix is its inverse
             sites = self.flat @ turn
             if self.shift is not None:
-                sites = sites - (plane[..., 2].unsqueeze(-2) @ turn) * self.shift
+                sites = sites - (plane[..., 2].unsqueeze(-2) @ turn) * (self.shift * scale)
         else:
             back = inverse(plane)
             sites = self.flat @ back[..., :2].transpose(-1, -2)
             if self.shift is not None:
-                sites = sites + back[..., 2].unsqueeze(-2) * self.shift
+                sites = sites + back[..., 2].unsqueeze(-2) * (self.shift * scale)
         if self.depth.shape[-1]:
             sites = torch.cat((sites, self.depth.expand(*sites.shape[:-1], self.depth.shape[-1])), -1)
         return sites

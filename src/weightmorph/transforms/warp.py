@@ -109,7 +109,8 @@ class Warp(Carried):
     def _resampler(self, slot: Slot) -> Resampler | None:
         if self.space is None or not self._has_prior(slot, self.space):
             return None
-        shift = 1 / slot.pixel if slot.fixed else None
+        moves = slot.fixed and not affine.TRANSLATIONS.isdisjoint(self.space.affine_names)
+        shift = 1 / slot.pixel if moves else None
         isometric = set(self.space.affine_names) <= affine.ISOMETRIES
         return Resampler(slot.positions(), slot.positions(self.more), self.length, self.nugget, shift, isometric)
 
@@ -153,8 +154,9 @@ class Warp(Carried):
             return code.new_zeros(len(alike), *batch, self.slot.n_taps, math.prod(self.slot.grown(self.more)))
         mix: Tensor | None = None
         if self.resampler is not None:
+            assert self.space is not None
             trust = torch.stack([m.get_buffer("trust") for m in alike]).to(code.dtype)
-            moved = self.resampled(code) - self.resampler.rest.to(code.dtype)
+            moved = self.resampler.change(self.space.plane(code))
             mix = moved * trust.reshape(-1, *(1,) * moved.dim())
         if self.taps is not None:
             learned = torch.stack([m.taps for m in alike if m.taps is not None], 1)
