@@ -123,11 +123,16 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv1d": (lambda: nn.Conv1d(3, 4, 5, padding=2, stride=2), LINE),
     "conv1d_depthwise": (lambda: nn.Conv1d(3, 3, 3, groups=3, dilation=2), LINE),
     "conv3d": (lambda: nn.Conv3d(2, 4, 3, padding=1), VOLUME),
+    "conv3d_few_outputs": (lambda: nn.Sequential(nn.Conv3d(2, 9, 1), nn.Conv3d(9, 8, (1, 3, 3))), VOLUME),
     "conv3d_groups_stride": (lambda: nn.Conv3d(2, 4, (1, 3, 3), groups=2, stride=(1, 2, 2), bias=False), VOLUME),
     "transposed1d": (lambda: nn.ConvTranspose1d(3, 4, 4, stride=2, padding=1), LINE),
     "transposed2d": (lambda: nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1, output_padding=1), IMAGE),
     "transposed2d_groups": (
         lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, 3, groups=2, dilation=2, bias=False)),
+        IMAGE,
+    ),
+    "transposed2d_tiles": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, (2, 3), stride=(2, 3), groups=2)),
         IMAGE,
     ),
     "transposed3d": (lambda: nn.ConvTranspose3d(2, 3, 2, stride=2), VOLUME),

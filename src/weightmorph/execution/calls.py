@@ -35,6 +35,11 @@ class Convolution:
         """Is it a transposed convolution?"""
         return bool(self.output_padding)
 
+    def tiles(self, kernel: Sequence[int]) -> bool:
+        """Is it a transposed convolution whose every input pixel fills a tile of the output of its own?"""
+        plain = set(self.padding) | set(self.output_padding) == {0} and set(self.dilation) == {1}
+        return self.transposed and plain and self.stride == tuple(kernel)
+
     def __call__(
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int | None = None,
         grow: Sequence[int] = (),

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..weights import BasisMix, LowRankUpdate, RowScale, TapMix, Term, WeightExpression, widen
+from ..weights import BasisMix, LowRankUpdate, RowScale, TapMix, WeightExpression, widen
 from .batch import Batch, per_channel
 from .calls import PLAIN, TRANSPOSED, Convolution, Size, each
+from .dense import dense
 from .making import embedding, make
 from .norm import Operand, channels
-from .patches import Geometry, mixed_convolution, planes, sliced
+from .patches import Geometry, mixed_convolution, sliced
 from .planner import choose
 from .rule import Layer, Plan
-from .runs import pieces
 
 __all__ = ["HANDLERS"]
 
@@ -105,6 +105,7 @@ def _layer(
     return Layer(
         math.prod(extents), g, outputs, inputs, math.prod(kernel), math.prod(wide),
         "conv_transpose" if call.transposed else "conv", extents[-1], None if tracing else shape[0], training, tracing,
+        call.tiles(kernel),
     )  # fmt: skip
 
 
@@ -117,72 +118,10 @@ def run(call: Convolution, x: Tensor, weight: WeightExpression, plan: Plan) -> T
         return _factored(call, x, weight)
     aside = [t for t in weight.terms if isinstance(t, LowRankUpdate) and plan.low_rank == "activations"]
     terms = [t for t in weight.terms if t not in aside]
-    y = _dense(call, x, weight, terms, plan)
+    y = dense(call, x, weight, terms, plan.route)
     for term in aside:
         y = _add_low_rank(y, call, x, term)
     return y
-
-
-def _dense(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequence[Term], plan: Plan) -> Tensor:
-    """One dense weight per sample, made for a few samples at a time."""
-    if torch.compiler.is_compiling():
-        return _traced_product(call, x, make(weight, terms), weight.grow)
-    if plan.route == "product" and not call.transposed:
-        return _product(call, x, weight, terms)
-    numbers = math.prod(weight.base.shape[:2]) * math.prod(weight.slot.grown(weight.grow))
-    parts = []
-    for part, own in pieces(x, terms, numbers * x.element_size()):
-        apply = _traced_product if plan.route == "product" else _grouped
-        parts.append(apply(call, part, make(weight, own), weight.grow))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _grouped(call: Convolution, x: Tensor, dense: Tensor, grow: Sequence[int]) -> Tensor:
-    """The samples become groups: (B·C) input channels, each sample's weight on its own."""
-    size = x.shape[0]
-    if dense.dim() == call.dims + 2:  # no term of it depends on the sample
-        return call(x, dense, grow=grow)
-    merged = x.reshape(1, size * x.shape[1], *x.shape[2:])
-    y = call(merged, dense.reshape(-1, *dense.shape[2:]), groups=size * call.groups, grow=grow)
-    return y.reshape(size, -1, *y.shape[2:])
-
-
-def _product(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequence[Term]) -> Tensor:
-    """Patches times weights, a few samples at a time: `(b·G, O, I·T)` and `(b·G, I·T, P)`."""
-    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-    x, g = x.to(dtype), call.groups
-    size, outputs = x.shape[0], weight.base.shape[0]
-    geometry = Geometry.of(call, x, weight.slot.kernel, weight.grow)
-    taps, p = math.prod(geometry.kernel), geometry.positions
-    plain = geometry.plain
-    numbers = outputs * weight.base.shape[1] * taps + (0 if plain else x.shape[1] * taps * p)
-    grad = torch.is_grad_enabled()
-    parts, y = [], None if grad else x.new_empty(size * g, outputs // g, p)
-    done = 0
-    for part, own in pieces(x, terms, numbers * x.element_size()):
-        b = part.shape[0]
-        made = make(weight, own).to(dtype)
-        rows = made.expand(b, *made.shape[-call.dims - 2 :]).reshape(b * g, outputs // g, -1)
-        seen = (part if plain else planes(part, geometry)).reshape(b * g, rows.shape[2], p)
-        if y is None:
-            parts.append(torch.bmm(rows, seen))
-        else:
-            torch.bmm(rows, seen, out=y[done : done + b * g])
-        done += b * g
-    total = y if y is not None else parts[0] if len(parts) == 1 else torch.cat(parts)
-    return total.reshape(size, outputs, *geometry.extents)
-
-
-def _traced_product(call: Convolution, x: Tensor, dense: Tensor, grow: Sequence[int]) -> Tensor:
-    """The same in operations that a graph with a symbolic batch can hold."""
-    if call.transposed:
-        return _traced_product(*call.spread(x, dense), ())
-    size, g = x.shape[0], call.groups
-    own = [k - 2 * n for k, n in zip(dense.shape[3:], grow or (0,) * call.dims, strict=True)]
-    geometry = Geometry.of(call, x, own, grow)
-    seen = sliced(x, geometry).reshape(size, g, -1, geometry.positions)
-    rows = dense.to(x.dtype).reshape(size, g, dense.shape[1] // g, -1)
-    return (rows @ seen).reshape(size, dense.shape[1], *geometry.extents)
 
 
 def _factored(call: Convolution, x: Tensor, weight: WeightExpression) -> Tensor:

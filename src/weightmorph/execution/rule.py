@@ -89,7 +89,8 @@ class Layer:
     """What the rule looks at: one sample's output positions and the canonical weight `(G, O, I, T)`.
 
     `run` is the length of a row of output positions, `batch` the number of samples where it may be looked at (a traced
-    graph must not depend on it), `training` whether a backward follows.
+    graph must not depend on it), `training` whether a backward follows, `tiles` whether a transposed convolution's
+    outputs lie side by side.
     """
 
     positions: int
@@ -103,6 +104,7 @@ class Layer:
     batch: int | None = None
     training: bool = False
     tracing: bool = False
+    tiles: bool = False
 
     @classmethod
     def of(cls, slot: Slot, positions: int, grow: Sequence[int], batch: int | None = None) -> Layer:
@@ -331,7 +333,8 @@ def candidates(terms: Sequence[Kind], layer: Layer) -> list[Plan]:
     # A grouped convolution with a symbolic number of groups cannot be exported.
     routes: list[Route] = ["product"]
     if layer.kind != "linear" and not layer.tracing:
-        routes = ["grouped"] if layer.kind == "conv_transpose" or layer.depthwise else ["grouped", "product"]
+        overlap = layer.kind == "conv_transpose" and not layer.tiles
+        routes = ["grouped"] if overlap or layer.depthwise else ["grouped", "product"]
     found += [priced(route, side, _dense(terms, layer, route, side)) for route in routes for side in sides]
     return sorted(found, key=lambda p: p.cost)
 

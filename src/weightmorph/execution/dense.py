@@ -1,0 +1,112 @@
+"""Convolutions with one dense weight per sample: as groups, as a batched product, as tiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..weights import Term, WeightExpression
+from .calls import Convolution
+from .making import make
+from .patches import Geometry, planes, sliced
+from .rule import Route
+from .runs import pieces
+
+__all__ = ["dense"]
+
+BLOCK = 16 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 8
+"""Numbers in a vector unit."""
+
+
+def dense(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequence[Term], route: Route) -> Tensor:
+    """The convolution with the frozen weight and these terms, made for a few samples at a time."""
+    if torch.compiler.is_compiling():
+        return _traced_product(call, x, make(weight, terms), weight.grow)
+    if route == "product" and not call.transposed:
+        return _product(call, x, weight, terms)
+    numbers = math.prod(weight.base.shape[:2]) * math.prod(weight.slot.grown(weight.grow))
+    apply = _grouped if route == "grouped" else _tiled if call.tiles(weight.slot.kernel) else _traced_product
+    made = ((part, make(weight, own)) for part, own in pieces(x, terms, numbers * x.element_size()))
+    parts = [apply(call, part, dense, weight.grow) for part, dense in made]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _grouped(call: Convolution, x: Tensor, weight: Tensor, grow: Sequence[int]) -> Tensor:
+    """The samples become groups: (B·C) input channels, each sample's weight on its own."""
+    size = x.shape[0]
+    if weight.dim() == call.dims + 2:  # no term of it depends on the sample
+        return call(x, weight, grow=grow)
+    outputs, idle = weight.shape[1], _idle(call, weight)
+    weight = F.pad(weight, (0, 0) * (call.dims + 1) + (0, idle)) if idle else weight
+    merged = x.reshape(1, size * x.shape[1], *x.shape[2:])
+    y = call(merged, weight.reshape(-1, *weight.shape[2:]), groups=size * call.groups, grow=grow)
+    y = y.reshape(size, -1, *y.shape[2:])
+    return y[:, :outputs].contiguous() if idle else y
+
+
+def _idle(call: Convolution, weight: Tensor) -> int:
+    """Outputs of zeros to add to each sample's, `weight (B, O, I, …)`, for all of them to fill whole vector units.
+
+    A grouped convolution with 12 outputs a group takes twice as long as one with 16, its backward four times. Eight
+    alone have kernels of their own, but for the backward in three dimensions.
+    """
+    outputs, inputs = weight.shape[1:3]
+    if weight.device.type != "cpu" or call.transposed or call.groups > 1 or inputs < 8:
+        return 0
+    if outputs == 8 and not (call.dims == 3 and inputs > 8 and weight.requires_grad):
+        return 0
+    return -outputs % BLOCK
+
+
+def _product(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequence[Term]) -> Tensor:
+    """Patches times weights, a few samples at a time: `(b·G, O, I·T)` and `(b·G, I·T, P)`."""
+    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    x, g = x.to(dtype), call.groups
+    size, outputs = x.shape[0], weight.base.shape[0]
+    geometry = Geometry.of(call, x, weight.slot.kernel, weight.grow)
+    taps, p = math.prod(geometry.kernel), geometry.positions
+    plain = geometry.plain
+    numbers = outputs * weight.base.shape[1] * taps + (0 if plain else x.shape[1] * taps * p)
+    grad = torch.is_grad_enabled()
+    parts, y = [], None if grad else x.new_empty(size * g, outputs // g, p)
+    done = 0
+    for part, own in pieces(x, terms, numbers * x.element_size()):
+        b = part.shape[0]
+        made = make(weight, own).to(dtype)
+        rows = made.expand(b, *made.shape[-call.dims - 2 :]).reshape(b * g, outputs // g, -1)
+        seen = (part if plain else planes(part, geometry)).reshape(b * g, rows.shape[2], p)
+        if y is None:
+            parts.append(torch.bmm(rows, seen))
+        else:
+            torch.bmm(rows, seen, out=y[done : done + b * g])
+        done += b * g
+    total = y if y is not None else parts[0] if len(parts) == 1 else torch.cat(parts)
+    return total.reshape(size, outputs, *geometry.extents)
+
+
+def _tiled(call: Convolution, x: Tensor, weight: Tensor, grow: Sequence[int]) -> Tensor:
+    """A transposed convolution whose outputs do not overlap: each pixel times a weight is a tile, all laid together."""
+    size, g, (inputs, outputs, *kernel), extents = x.shape[0], call.groups, weight.shape[-call.dims - 2 :], x.shape[2:]
+    rows = weight.to(x.dtype).expand(size, *weight.shape[-call.dims - 2 :]).reshape(size * g, inputs // g, -1)
+    tiles = torch.bmm(rows.transpose(1, 2), x.reshape(size * g, inputs // g, -1))
+    n = call.dims
+    # (B, G·O, k0, k1, P0, P1) -> (B, G·O, P0, k0, P1, k1)
+    order = [axis for a in range(n) for axis in (2 + n + a, 2 + a)]
+    laid = tiles.reshape(size, g * outputs, *kernel, *extents).permute(0, 1, *order)
+    return laid.reshape(size, g * outputs, *(m * k for m, k in zip(extents, kernel, strict=True)))
+
+
+def _traced_product(call: Convolution, x: Tensor, weight: Tensor, grow: Sequence[int]) -> Tensor:
+    """The same in operations that a graph with a symbolic batch can hold."""
+    if call.transposed:
+        return _traced_product(*call.spread(x, weight), ())
+    size, g = x.shape[0], call.groups
+    own = [k - 2 * n for k, n in zip(weight.shape[3:], grow or (0,) * call.dims, strict=True)]
+    geometry = Geometry.of(call, x, own, grow)
+    seen = sliced(x, geometry).reshape(size, g, -1, geometry.positions)
+    rows = weight.to(x.dtype).reshape(size, g, weight.shape[1] // g, -1)
+    return (rows @ seen).reshape(size, weight.shape[1], *geometry.extents)
