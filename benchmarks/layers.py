@@ -61,6 +61,10 @@ CASES = (
     square(128, 128, 16, 16),
     square(256, 256, 8, 16),
     square(512, 512, 4, 16),
+    # a small network's
+    square(1, 16, 28, 64),
+    square(16, 32, 13, 64),
+    square(32, 64, 6, 64),
     # other kinds
     square(64, 128, 32, 16, "stride 2", stride=2),
     square(128, 256, 14, 32, kernel=1),
@@ -72,6 +76,12 @@ CASES = (
         "transposed 128→64 4×4 8² stride 2 B16",
         lambda: nn.ConvTranspose2d(128, 64, 4, 2, 1, bias=False),
         (128, 8, 8),
+        16,
+    ),
+    Case(
+        "transposed 64→32 2×2 16² stride 2 B16",
+        lambda: nn.ConvTranspose2d(64, 32, 2, 2, bias=False),
+        (64, 16, 16),
         16,
     ),
     Case("Linear 512→512 B64", lambda: nn.Linear(512, 512, bias=False), (512,), 64),

@@ -139,12 +139,46 @@ def test_growing_widens_kernel_and_padding_and_keeps_keys() -> None:
     x = torch.randn(2, 1, 8, 8)
     model = wm.condition(net, {"angle": wm.Angle()}, wm.Warp(), example=x)
     baked = model.bake(angle=30.0)
-    assert baked[0].kernel_size == (5, 5) and baked[0].padding == (2, 2) and baked[0].weight.shape == (3, 1, 5, 5)
+    assert baked[0].kernel_size == (4, 4) and baked[0].weight.shape == (3, 1, 4, 4)
     assert list(baked.state_dict()) == list(net.state_dict())
-    assert repr(baked[0]) == "Conv2d(1, 3, kernel_size=(5, 5), stride=(2, 2), padding=(2, 2))"
-    torch.testing.assert_close(baked(x), model(x, angle=30.0))
-    torch.testing.assert_close(baked(x), model(x, angle=[30.0, 30.0]))
+    told = "kernel_size=(4, 4), stride=(2, 2), padding=(1, 1), padding_mode=constant"
+    assert repr(baked[0]) == f"Conv2d(1, 3, {told})"
+    for other in (x, torch.randn(2, 1, 9, 7)):  # at odd sizes no pixel is left over that the new tap could read
+        torch.testing.assert_close(baked(other), model(other, angle=30.0))
+        torch.testing.assert_close(baked(other), model(other, angle=[30.0, 30.0]))
+        assert baked(other).shape == net(other).shape
     assert net[0].kernel_size == (3, 3)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("pads", [(0, 1), (1, 0), (1, 1)])
+def test_a_tap_on_one_side_makes_supports_symmetric(dims: int, pads: tuple[int, int]) -> None:
+    """On whichever side it is missing, in every dimension; half a turn (a flip) of the base is then exact."""
+    torch.manual_seed(0)
+    shape = (6, 8, 8)[-dims:]
+    pad: nn.Module = {1: nn.ConstantPad1d, 2: nn.ConstantPad2d, 3: nn.ConstantPad3d}[dims](pads * dims, 0.0)  # type: ignore[abstract]
+    conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dims](2, 3, 3, stride=2)
+    net = nn.Sequential(pad, conv).double()
+    x = torch.randn(4, 2, *shape, dtype=torch.float64)
+    parameter = wm.Angle("deg") if dims > 1 else wm.Categorical(["as it is", "mirrored"], affine="flip_x")
+    model = wm.condition(net, {"turn": parameter}, wm.Warp(nugget=0.0), example=x)
+    turn, axes = (180.0, (-2, -1)) if dims > 1 else ("mirrored", (-1,))
+    wide = model.bake(turn=turn).get_parameter("1.weight").shape[2:]
+    assert tuple(wide) == ((3,) if dims == 3 else ()) + (4,) * min(dims, 2)
+    expected = net(x.flip(axes)).flip(axes)
+    torch.testing.assert_close(model(x, turn=turn), expected.detach(), rtol=1e-9, atol=1e-9)
+
+
+def test_taps_go_to_both_sides_where_the_layer_can_only_be_told_of_both() -> None:
+    """A forward of its own that reads `padding`, as EfficientNet's does."""
+
+    class Own(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+
+    net = nn.Sequential(Own(1, 3, 3, stride=2, padding=1))
+    model = wm.condition(net, {"angle": wm.Angle()}, wm.Warp(), example=torch.zeros(1, 1, 8, 8))
+    assert model.bake(angle=30.0).get_parameter("0.weight").shape[2:] == (5, 5)
 
 
 def test_slots_canonical_form_round_trips() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .conditioned import Conditioned
+from .conditioned.placing import TOLD
 from .delta import DeltaBook, Origin, delta_of
 from .errors import CheckpointError, ExecutionError, ParameterError, ParameterLengthError, UnknownParameterError
 from .export import PlainGraph
@@ -73,8 +74,9 @@ def bake_many(
         form: what a file holds.
 
             * `"weights"`: the baked network's `state_dict`, as safetensors; for a network of one's own,
-              `net.load_state_dict(safetensors.torch.load_file(path))`. Layers whose kernels have grown are listed with
-              their new `kernel_size` and `padding` in the index, and have to be told.
+              `net.load_state_dict(safetensors.torch.load_file(path))`. The index lists layers whose kernels have grown
+              with the attributes that have to be set on them: `kernel_size`, `padding`, and where taps came to one
+              side only `padding_mode` and the widths that it pads by.
             * `"delta"`: what follows θ, a few kilobytes ([`Delta`][weightmorph.Delta]), and beside them one
               `book.safetensors` for all ([`DeltaBook`][weightmorph.DeltaBook]).
             * `"onnx"`: an ordinary graph with constant weights, the setting in its metadata. The graph is traced once,
@@ -317,7 +319,8 @@ def _widened(model: Conditioned, net: nn.Module) -> dict[str, Any]:
     found = {}
     for slot in model.slots.values():
         if slot.growable and tuple(net.get_parameter(slot.name).shape) != slot.shape:
-            layer: Any = net.get_submodule(slot.layer)
-            padding = layer.padding if isinstance(layer.padding, str) else list(layer.padding)
-            found[slot.layer] = {"kernel_size": list(layer.kernel_size), "padding": padding}
+            told = {name: getattr(net.get_submodule(slot.layer), name) for name in TOLD}
+            if told["padding_mode"] == "zeros":  # then nothing reads it
+                del told["padding_mode"], told["_reversed_padding_repeated_twice"]
+            found[slot.layer] = {n: v if isinstance(v, str) else list(v) for n, v in told.items()}
     return {"widened": found} if found else {}

@@ -134,7 +134,10 @@ def _slot(
         type(module).forward is c.forward and type(module)._conv_forward is c._conv_forward for c in CONVOLUTIONS
     )
     growable = kind == "conv" and module.padding_mode == "zeros" and plain
-    return Slot(name, layer, attribute, kind, shape, module.groups, kernel, taps, growable=growable, explicit=explicit)
+    return Slot(
+        name, layer, attribute, kind, shape, module.groups, kernel, taps, growable=growable, one_sided=growable,
+        explicit=explicit,
+    )  # fmt: skip
 
 
 def _roles(found: list[tuple[Slot, nn.Module, Tensor]]) -> dict[int, list[tuple[str, tuple[object, ...]]]]:

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from .errors import SelectionError
 
-__all__ = ["Kind", "Slot"]
+__all__ = ["Grow", "Kind", "Slot"]
+
+Grow = tuple[tuple[int, int], ...]
+"""Taps added before and after a kernel, along each spatial axis."""
 
 Kind = Literal["conv", "conv_transpose", "linear", "norm", "bias", "other"]
 
@@ -39,6 +42,8 @@ class Slot:
         pixel: how many pixels of the network's input one pixel of that map spans.
         fixed: the taps have places on the image (a `Linear` after a flatten), so a translation moves them.
         growable: the kernel may be given a larger support by padding it and the layer's `padding` alike.
+        one_sided: also by taps on one side of it, for the layer's forward is torch's own, which pads each side by an
+            amount of its own if it is told to.
         normed: the layer's output goes to a norm layer and nowhere else, whose own scale is conditioned (an example
             shows it): a scale of the rows would do again what that one does.
         explicit: the user asked for it by name, so what does not fit is an error and not a note.
@@ -55,6 +60,7 @@ class Slot:
     pixel: float = 1.0
     fixed: bool = False
     growable: bool = False
+    one_sided: bool = False
     explicit: bool = False
     normed: bool = False
 
@@ -117,8 +123,8 @@ class Slot:
             return weight.reshape(*batch, g, i, o, t).transpose(-3, -2)
         return weight.reshape(*batch, g, o, i, t)
 
-    def restore(self, canonical: Tensor, grow: Sequence[int] = ()) -> Tensor:
-        """`(*B, G, O, I, T) -> (*B, *S)`, the support being wider by `grow` on both sides of each spatial axis.
+    def restore(self, canonical: Tensor, grow: Grow = ()) -> Tensor:
+        """`(*B, G, O, I, T) -> (*B, *S)`, the support being wider by `grow`.
 
         O and I may differ from the slot's own: the factors of a low-rank weight are laid out by the same rule.
         """
@@ -138,11 +144,21 @@ class Slot:
         g, o, _, _ = self.canonical_shape
         return gain.reshape(*gain.shape[:-1], g, o, 1, 1)
 
-    def grown(self, grow: Sequence[int]) -> tuple[int, ...]:
-        """The kernel's extent with `grow` more taps on both sides of each axis."""
-        return tuple(k + 2 * n for k, n in zip(self.kernel, grow, strict=True)) if any(grow) else self.kernel
+    def grown(self, grow: Grow) -> tuple[int, ...]:
+        """The kernel's extent with more taps before and after it."""
+        return tuple(k + sum(more) for k, more in zip(self.kernel, grow, strict=True)) if grow else self.kernel
 
-    def positions(self, grow: Sequence[int] = ()) -> Tensor:
+    def sides(self, extra: Sequence[int]) -> Grow:
+        """So many more taps along each axis, before and after the kernel: an odd one where it makes taps symmetric.
+
+        Example:
+            >>> Slot("w", "", "w", "conv", (1, 1, 3), kernel=(3,), taps=((-1.5, -0.5, 0.5),)).sides((1,))
+            ((0, 1),)
+        """
+        before = [n // 2 + n % 2 * (places[0] + places[-1] > 0) for n, places in zip(extra, self.taps, strict=True)]
+        return tuple((first, n - first) for first, n in zip(before, extra, strict=True))
+
+    def positions(self, grow: Grow = ()) -> Tensor:
         """Where the taps are: `(T, n)` in float64, the last column being x.
 
         Example:
@@ -150,9 +166,9 @@ class Slot:
             [[0.0, -1.0], [0.0, 0.0], [0.0, 1.0]]
         """
         axes = []
-        for places, more in zip(self.taps, grow or (0,) * self.spatial, strict=True):
+        for places, (before, after) in zip(self.taps, grow or ((0, 0),) * self.spatial, strict=True):
             step = places[1] - places[0] if len(places) > 1 else 1.0
-            axes.append([places[0] + step * j for j in range(-more, len(places) + more)])
+            axes.append([places[0] + step * j for j in range(-before, len(places) + after)])
         grids = torch.meshgrid(*[torch.tensor(a, dtype=torch.float64) for a in axes], indexing="ij")
         return torch.stack([g.flatten() for g in grids], -1)
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from .slots import Slot
+from .slots import Grow, Slot
 
-__all__ = ["BasisMix", "Dense", "LowRankUpdate", "RowScale", "TapMix", "Term", "WeightExpression", "Whole"]
+__all__ = ["BasisMix", "Dense", "LowRankUpdate", "RowScale", "TapMix", "Term", "WeightExpression", "Whole", "beyond"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Term(ABC):
         return tuple(tensor.shape[: tensor.dim() - dims])
 
     @property
-    def grow(self) -> tuple[int, ...]:
-        """Taps added on both sides of each spatial axis."""
-        return (0,) * self.slot.spatial
+    def grow(self) -> Grow:
+        """Taps by which Δ is wider than W; empty where it is not."""
+        return ()
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -108,20 +108,20 @@ class LowRankUpdate(Term):
 class TapMix(Term):
     r"""$\Delta_{o,i,t'} = \sum_t W_{o,i,t} D_{t,t'}$, the same mixing for every filter of the layer.
 
-    `weight (*S)`, `mix (*B, T, T')`; $T' > T$ where the support has grown.
+    `weight (*S)`, `mix (*B, T, T')`; $T' > T$ where the support has grown by `more`.
     """
 
     weight: Tensor
     mix: Tensor
-    more: tuple[int, ...] = ()
+    more: Grow = ()
 
     @property
     def carrier(self) -> tuple[Tensor, int]:
         return self.mix, 2
 
     @property
-    def grow(self) -> tuple[int, ...]:
-        return self.more or (0,) * self.slot.spatial
+    def grow(self) -> Grow:
+        return self.more if any(map(any, self.more)) else ()
 
     def dense(self) -> Tensor:
         canonical = self.slot.canonical(self.weight)
@@ -189,10 +189,10 @@ class WeightExpression:
         return next((t.batch for t in self.terms if t.batch), ())
 
     @property
-    def grow(self) -> tuple[int, ...]:
-        """Taps by which W(θ) is wider than W on both sides of each spatial axis."""
-        rows = [t.grow for t in self.terms]
-        return tuple(max(column) for column in zip(*rows, strict=True)) if rows else (0,) * self.slot.spatial
+    def grow(self) -> Grow:
+        """Taps by which W(θ) is wider than W; empty where it is not."""
+        rows = [t.grow for t in self.terms if t.grow]
+        return tuple((max(b for b, _ in axis), max(a for _, a in axis)) for axis in zip(*rows, strict=True))
 
     @property
     def requires_grad(self) -> bool:
@@ -211,7 +211,7 @@ class WeightExpression:
             start, terms = whole.value, [t for t in terms if t is not whole]
         sum_ = None if start is None else widen(start, self.grow)
         for term in terms:
-            piece = widen(term.dense(), [n - m for n, m in zip(self.grow, term.grow, strict=True)])
+            piece = widen(term.dense(), beyond(self.grow, term.grow))
             sum_ = piece if sum_ is None else sum_ + piece
         assert sum_ is not None, "an expression has a base or a term"
         return sum_
@@ -225,9 +225,15 @@ class WeightExpression:
         return replace(self, terms=tuple(t.take(index) if t.batch else t for t in self.terms))
 
 
-def widen(weight: Tensor, grow: Sequence[int]) -> Tensor:
-    """Zeros around a kernel: `grow[a]` on both sides of spatial axis a."""
-    if not any(grow):
+def widen(weight: Tensor, grow: Grow) -> Tensor:
+    """Zeros around a kernel: before and after each spatial axis."""
+    if not any(map(any, grow)):
         return weight
-    pads = [n for more in reversed(grow) for n in (more, more)]
-    return F.pad(weight, pads)
+    return F.pad(weight, [n for more in reversed(grow) for n in more])
+
+
+def beyond(grow: Grow, own: Grow) -> Grow:
+    """What is missing to `grow` where `own` is there."""
+    if not own:
+        return grow
+    return tuple((b - mine_b, a - mine_a) for (b, a), (mine_b, mine_a) in zip(grow, own, strict=True))

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
 
 from torch import Tensor, nn
 
 from ..conditioned import Conditioned
+from ..conditioned.placing import TOLD, tell
 from ..errors import BaseError, CheckpointError
-from ..slots import Slot
+from ..slots import Grow, Slot
 from ..storage import Fingerprint, listed
 from .delta import Delta
 
 __all__ = ["Applied", "apply_delta"]
 
-WIDENED = ("kernel_size", "padding", "_reversed_padding_repeated_twice")
-"""What a convolution says of its own kernel, and a wider one changes."""
+Made = tuple[nn.Parameter, Grow]
+"""A setting's parameter, and the taps by which its kernel has grown."""
 
 
 def apply_delta(net: nn.Module, delta: Delta, *, verify: bool = True) -> Applied:
@@ -82,7 +82,7 @@ class _Home:
     def __init__(self, net: nn.Module, slot: Slot) -> None:
         self.slot = slot
         self.original = net.get_parameter(slot.name)
-        told = WIDENED if slot.growable else ()
+        told = TOLD if slot.growable else ()
         self.places = [
             (layer, attribute, {k: vars(layer)[k] for k in told if k in vars(layer)})
             for layer in net.modules()
@@ -91,14 +91,14 @@ class _Home:
         ]
         self.here, self.stamp, self.first = self.original, _stamp(self.original), _stamp(self.original)
 
-    def put(self, weight: nn.Parameter | None) -> None:
+    def put(self, made: Made | None) -> None:
         """W(θ) in the base's place, or, for None, the base's own parameter."""
-        new = self.original if weight is None else weight
+        new, grow = (self.original, ()) if made is None else made
         for layer, attribute, own in self.places:
             layer._parameters[attribute] = new
             vars(layer).update(own)  # an earlier setting may have widened it
-            if own and tuple(new.shape[2:]) != self.slot.kernel:
-                _widen(layer, self.slot, new)
+            if own and grow:
+                tell(layer, self.slot, grow)
         self.here, self.stamp = new, _stamp(new)
 
     @property
@@ -126,7 +126,7 @@ class Applied:
         self.delta: Delta | None = None
         self.net, self._base = net, base
         self._homes: dict[str, _Home] = {}
-        self._prepared: dict[int, tuple[Delta, dict[str, nn.Parameter]]] = {}
+        self._prepared: dict[int, tuple[Delta, dict[str, Made]]] = {}
 
     def prepare(self, *deltas: Delta) -> None:
         """Make settings' weights now, and keep them: switching to one is then a matter of microseconds.
@@ -181,7 +181,7 @@ class Applied:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.revert()
 
-    def _made(self, delta: Delta) -> dict[str, nn.Parameter]:
+    def _made(self, delta: Delta) -> dict[str, Made]:
         """A setting's parameters, from the base's tensors."""
         if delta.origin.base is not self._base and delta.origin.base != self._base:
             raise BaseError(
@@ -192,8 +192,8 @@ class Applied:
         for name, change in delta.changes.items():
             home = self._homes.get(name) or self._homes.setdefault(name, _Home(self.net, change.slot))
             try:
-                weight = change.weight(home.original.detach())
-                fits = _fits(change.slot, weight, home.original)
+                weight, grow = change.weight(home.original.detach()), change.grow
+                fits = _fits(change.slot, weight, home.original, grow)
             except Exception as error:  # whatever torch says to pieces that do not belong together
                 raise CheckpointError(f"the delta holds no weight for {name}: {error}") from error
             if not fits:
@@ -201,7 +201,7 @@ class Applied:
                     f"the delta holds no weight for {name}: it makes {tuple(weight.shape)} of {weight.dtype} where "
                     f"{tuple(home.original.shape)} of {home.original.dtype} stood; its file was edited"
                 )
-            made[name] = nn.Parameter(weight, requires_grad=home.original.requires_grad)
+            made[name] = nn.Parameter(weight, requires_grad=home.original.requires_grad), grow
         return made
 
     def _refuse_touched(self) -> None:
@@ -214,22 +214,11 @@ class Applied:
             )
 
 
-def _fits(slot: Slot, weight: Tensor, base: Tensor) -> bool:
-    """Of the base's type and shape, or with a kernel that is wider by as much on both sides."""
-    extra = [n - m for n, m in zip(weight.shape, base.shape, strict=False)]
-    axes = [n >= 0 and n % 2 == 0 if slot.growable and axis > 1 else n == 0 for axis, n in enumerate(extra)]
-    return weight.dtype == base.dtype and weight.dim() == base.dim() and all(axes)
-
-
-def _widen(layer: nn.Module, slot: Slot, weight: Tensor) -> None:
-    """Tell a convolution that its kernel is wider than the base's."""
-    grow = [(n - k) // 2 for n, k in zip(weight.shape[2:], slot.kernel, strict=True)]
-    convolution: Any = layer
-    convolution.kernel_size = tuple(weight.shape[2:])
-    if convolution.padding != "same":
-        own = (0,) * len(grow) if isinstance(convolution.padding, str) else convolution.padding
-        convolution.padding = tuple(p + n * d for p, n, d in zip(own, grow, convolution.dilation, strict=True))
-        convolution._reversed_padding_repeated_twice = [p for p in reversed(convolution.padding) for _ in (0, 1)]
+def _fits(slot: Slot, weight: Tensor, base: Tensor, grow: Grow) -> bool:
+    """Of the base's type and shape, or with a kernel that has grown where it may."""
+    wide = (*base.shape[: base.dim() - slot.spatial], *slot.grown(grow)) if grow else tuple(base.shape)
+    odd = any(n < 0 for more in grow for n in more) or (bool(grow) and not slot.growable)
+    return weight.dtype == base.dtype and tuple(weight.shape) == wide and not odd
 
 
 def _refuse_another(net: nn.Module, delta: Delta, verify: bool) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..slots import Slot
+from ..slots import Grow, Slot
 from ..storage import slot_data, slot_from
 from ..weights import BasisMix, Dense, LowRankUpdate, RowScale, TapMix, Term, WeightExpression, Whole
 
@@ -115,13 +115,20 @@ class Piece:
         named = [*data["carried"], *data["shared"], *data["frozen"], *data["options"]]
         if not known.issuperset(named):
             raise TypeError(f"a {data['kind']} has no {', '.join(map(str, sorted(set(named) - known)))}")
-        options = {name: tuple(v) if isinstance(v, list) else v for name, v in data["options"].items()}
+        options = {name: _tuples(v) for name, v in data["options"].items()}
+        if "more" in options:  # until 0.2 one number stood for both sides of an axis
+            options["more"] = tuple((n, n) if isinstance(n, int) else n for n in options["more"])
         orders = {name: tuple(order) for name, order in data["orders"].items()}
         carried, shared = ({name: tensors[name].clone() for name in data[side]} for side in ("carried", "shared"))
         for name, order in orders.items():
             if sorted(order) != list(range((carried | shared)[name].dim())):
                 raise ValueError(f"{order} is no order of the axes of {name}")
         return cls(data["kind"], carried, shared, tuple(data["frozen"]), options, orders)
+
+
+def _tuples(value: Any) -> Any:
+    """What JSON gives back of tuples in tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def slot_numbers(slot: Slot) -> int:
@@ -144,13 +151,19 @@ class Change:
         """Taken from an expression of one setting."""
         return cls(expression.slot, tuple(Piece.of(term, expression.base) for term in expression.terms))
 
+    @property
+    def grow(self) -> Grow:
+        """Taps by which W(θ) is wider than W."""
+        terms = tuple(piece.term(self.slot, torch.empty(0)) for piece in self.pieces)
+        return WeightExpression(self.slot, torch.empty(0), terms).grow
+
     def weight(self, base: Tensor) -> Tensor:
         """W(θ), with the bits that `bake` gives it: `(*S)`, or with the grown kernel."""
         terms = tuple(piece.term(self.slot, base) for piece in self.pieces)
         expression = WeightExpression(self.slot, base, terms)
         with torch.no_grad():
             kinds = {tensor.dtype for term in terms for tensor in term.tensors} | {base.dtype}
-            if any(expression.grow) or len(kinds) > 1 or any(isinstance(term, Whole) for term in terms):
+            if expression.grow or len(kinds) > 1 or any(isinstance(term, Whole) for term in terms):
                 return expression.dense()
             # The same sum in the same order, written into the first term's own product: a pass and an allocation less.
             total: Tensor | None = None

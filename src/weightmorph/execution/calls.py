@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["PLAIN", "TRANSPOSED", "Convolution", "widen_padding"]
+from ..slots import Grow, Slot
+
+__all__ = ["PLAIN", "TRANSPOSED", "Convolution", "each", "widened"]
 
 Size = int | Sequence[int]
 
@@ -42,14 +44,10 @@ class Convolution:
 
     def __call__(
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int | None = None,
-        grow: Sequence[int] = (),
+        grow: Grow = (),
     ) -> Tensor:  # fmt: skip
-        """The convolution itself, its padding widened by `grow` taps."""
-        padding = self.padding
-        if any(grow) and not isinstance(padding, str):
-            padding = tuple(p + n * d for p, n, d in zip(padding, grow, self.dilation, strict=True))
-        elif any(grow) and padding == "valid":
-            padding = tuple(n * d for n, d in zip(grow, self.dilation, strict=True))
+        """The convolution itself; with a weight that has grown, its padding is wider."""
+        x, padding = self.room(x, weight.shape[2:], grow) if grow else (x, self.padding)
         weight = weight.to(x.dtype) if not torch.is_autocast_enabled(x.device.type) else weight
         groups = self.groups if groups is None else groups
         if self.transposed:
@@ -57,20 +55,39 @@ class Convolution:
             return self.function(x, weight, bias, self.stride, padding, self.output_padding, groups, self.dilation)
         return self.function(x, weight, bias, self.stride, padding, self.dilation, groups)
 
-    def pads(self, kernel: Sequence[int], grow: Sequence[int] = ()) -> list[tuple[int, int]]:
-        """Zeros before and after along each axis; `kernel` is the weight's own extent, grown if `grow` says so."""
+    def pads(self, kernel: Sequence[int], grow: Grow = ()) -> list[tuple[int, int]]:
+        """Zeros before and after along each axis; `kernel` is the weight's own extent, which has grown by `grow`."""
         found = []
-        for a, (k, d, n) in enumerate(zip(kernel, self.dilation, grow or (0,) * self.dims, strict=True)):
+        for a, (k, d, more) in enumerate(zip(kernel, self.dilation, grow or ((0, 0),) * self.dims, strict=True)):
             if isinstance(self.padding, str):
                 total = d * (k - 1) if self.padding == "same" else 0
-                found.append((total // 2 + n * d, total - total // 2 + n * d))
+                before, after = total // 2, total - total // 2
             else:
-                found.append((self.padding[a] + n * d,) * 2)
+                before = after = self.padding[a]
+            found.append((before + more[0] * d, after + more[1] * d))
         return found
+
+    def room(self, x: Tensor, wide: Sequence[int], grow: Grow) -> tuple[Tensor, tuple[int, ...]]:
+        """An input and a padding for a kernel of extent `wide` that has grown, with which the outputs stay in place.
+
+        As much padding on both sides as the first one needs, if the last output then still reads what it has to and
+        no other one joins it; the zeros are laid around a copy of the input otherwise.
+        """
+        own = [n - sum(more) for n, more in zip(wide, grow, strict=True)]
+        pads = self.pads(own, grow)
+        first = tuple(before for before, _ in pads)
+        if all(before == after for before, after in pads):
+            return x, first
+        if self._count(x.shape[2:], wide, [(p, p) for p in first]) == self.extents(x.shape[2:], own):
+            return x, first
+        return F.pad(x, [n for pair in reversed(pads) for n in pair]), (0,) * self.dims
 
     def extents(self, size: Sequence[int], kernel: Sequence[int]) -> list[int]:
         """Size of the output along each axis, of a plain convolution, from that of the input."""
-        sizes = zip(size, kernel, self.pads(kernel), self.dilation, self.stride, strict=True)
+        return self._count(size, kernel, self.pads(kernel))
+
+    def _count(self, size: Sequence[int], kernel: Sequence[int], pads: Sequence[tuple[int, int]]) -> list[int]:
+        sizes = zip(size, kernel, pads, self.dilation, self.stride, strict=True)
         return [(n + sum(pad) - d * (k - 1) - 1) // s + 1 for n, k, pad, d, s in sizes]
 
     def spread(self, x: Tensor, dense: Tensor) -> tuple[Convolution, Tensor, Tensor]:
@@ -97,16 +114,16 @@ def each(value: Size, n: int) -> tuple[int, ...]:
     return (value,) * n if isinstance(value, int) else tuple(value) * (n if len(value) == 1 else 1)
 
 
-def widen_padding(
-    args: tuple[Any, ...], kwargs: dict[str, Any], kernel: Sequence[int]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of a plain convolution whose weight is wider than `kernel`, with the padding that keeps its place."""
+def widened(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], slot: Slot) -> dict[str, Any]:
+    """Arguments of a plain convolution by name; where its weight is wider than the slot's, with room for it."""
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     given = dict(zip(names, args, strict=False)) | kwargs
-    n = len(kernel)
-    grow = [(wide - k) // 2 for wide, k in zip(given["weight"].shape[2:], kernel, strict=True)]
-    padding, dilation = given.get("padding", 0), each(given.get("dilation", 1), n)
-    if any(grow) and padding != "same":
-        own = (0,) * n if padding == "valid" else each(padding, n)
-        given["padding"] = tuple(p + m * d for p, m, d in zip(own, grow, dilation, strict=True))
-    return (), given
+    wide, n = given["weight"].shape[2:], slot.spatial
+    extra = [m - k for m, k in zip(wide, slot.kernel, strict=True)]
+    if any(extra):
+        padding = given.get("padding", 0)
+        pads = padding if isinstance(padding, str) else each(padding, n)
+        strides = each(given.get("stride", 1), n), each(given.get("dilation", 1), n)
+        call = Convolution(func, n, strides[0], pads, strides[1], given.get("groups", 1))
+        given["input"], given["padding"] = call.room(given["input"], wide, slot.sides(extra))
+    return given

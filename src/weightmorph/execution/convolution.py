@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..weights import BasisMix, LowRankUpdate, RowScale, TapMix, WeightExpression, widen
+from ..slots import Grow
+from ..weights import BasisMix, LowRankUpdate, RowScale, TapMix, WeightExpression, beyond, widen
 from .batch import Batch, per_channel
 from .calls import PLAIN, TRANSPOSED, Convolution, Size, each
 from .dense import dense
@@ -92,13 +93,11 @@ def layer_of(call: Convolution, x: Tensor, weight: WeightExpression) -> Layer:
     return make(call, tuple(x.shape), tuple(weight.base.shape), weight.grow, training)
 
 
-def _layer(
-    call: Convolution, shape: Sequence[int], weight: Sequence[int], grow: Sequence[int], training: bool
-) -> Layer:
+def _layer(call: Convolution, shape: Sequence[int], weight: Sequence[int], grow: Grow, training: bool) -> Layer:
     first, second, *kernel = weight
     g = call.groups
     outputs, inputs = (second, first // g) if call.transposed else (first // g, second)
-    wide = [k + 2 * n for k, n in zip(kernel, grow, strict=True)] if any(grow) else kernel
+    wide = [k + sum(more) for k, more in zip(kernel, grow, strict=True)] if grow else kernel
     tracing = torch.compiler.is_compiling()
     # The work of a transposed convolution is at its input's positions.
     extents = shape[2:] if call.transposed else call.extents(shape[2:], kernel)
@@ -176,13 +175,12 @@ def _tap_mix(
         return mixed_convolution(x.to(dtype), flat, mix.to(dtype), update, geometry), low
 
 
-def _on(term: TapMix, grow: Sequence[int]) -> Tensor:
+def _on(term: TapMix, grow: Grow) -> Tensor:
     """A mixing on a wider support than its own."""
-    if tuple(term.grow) == tuple(grow):
+    if term.grow == grow:
         return term.mix
     wide = term.mix.reshape(*term.mix.shape[:-1], *term.slot.grown(term.grow))
-    more = [n - m for n, m in zip(grow, term.grow, strict=True)]
-    return widen(wide, more).flatten(term.mix.dim() - 1)
+    return widen(wide, beyond(grow, term.grow)).flatten(term.mix.dim() - 1)
 
 
 def _add_low_rank(y: Tensor, call: Convolution, x: Tensor, term: LowRankUpdate) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..slots import Grow
 from ..weights import Term, WeightExpression
 from .calls import Convolution
 from .making import make
@@ -35,7 +36,7 @@ def dense(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequenc
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _grouped(call: Convolution, x: Tensor, weight: Tensor, grow: Sequence[int]) -> Tensor:
+def _grouped(call: Convolution, x: Tensor, weight: Tensor, grow: Grow) -> Tensor:
     """The samples become groups: (B·C) input channels, each sample's weight on its own."""
     size = x.shape[0]
     if weight.dim() == call.dims + 2:  # no term of it depends on the sample
@@ -88,7 +89,7 @@ def _product(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequ
     return total.reshape(size, outputs, *geometry.extents)
 
 
-def _tiled(call: Convolution, x: Tensor, weight: Tensor, grow: Sequence[int]) -> Tensor:
+def _tiled(call: Convolution, x: Tensor, weight: Tensor, grow: Grow) -> Tensor:
     """A transposed convolution whose outputs do not overlap: each pixel times a weight is a tile, all laid together."""
     size, g, (inputs, outputs, *kernel), extents = x.shape[0], call.groups, weight.shape[-call.dims - 2 :], x.shape[2:]
     rows = weight.to(x.dtype).expand(size, *weight.shape[-call.dims - 2 :]).reshape(size * g, inputs // g, -1)
@@ -100,12 +101,12 @@ def _tiled(call: Convolution, x: Tensor, weight: Tensor, grow: Sequence[int]) ->
     return laid.reshape(size, g * outputs, *(m * k for m, k in zip(extents, kernel, strict=True)))
 
 
-def _traced_product(call: Convolution, x: Tensor, weight: Tensor, grow: Sequence[int]) -> Tensor:
+def _traced_product(call: Convolution, x: Tensor, weight: Tensor, grow: Grow) -> Tensor:
     """The same in operations that a graph with a symbolic batch can hold."""
     if call.transposed:
         return _traced_product(*call.spread(x, weight), ())
     size, g = x.shape[0], call.groups
-    own = [k - 2 * n for k, n in zip(weight.shape[3:], grow or (0,) * call.dims, strict=True)]
+    own = [k - sum(more) for k, more in zip(weight.shape[3:], grow or ((0, 0),) * call.dims, strict=True)]
     geometry = Geometry.of(call, x, own, grow)
     seen = sliced(x, geometry).reshape(size, g, -1, geometry.positions)
     rows = weight.to(x.dtype).reshape(size, g, weight.shape[1] // g, -1)

@@ -13,7 +13,7 @@ from ..slots import Slot
 from ..weights import WeightExpression, Whole
 from . import convolution, fallback, linear, norm
 from .batch import Batch
-from .calls import widen_padding
+from .calls import widened
 from .making import make
 
 __all__ = ["Scope", "StandIn", "call"]
@@ -156,10 +156,10 @@ def call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def shared(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], found: list[StandIn]) -> Any:
-    """One weight for the batch: the function itself, its padding widened where the kernel is."""
+    """One weight for the batch: the function itself, with room for a kernel that has grown."""
     grown = next((s for s in found if s.slot.growable), None)
     if grown is not None and func in convolution.HANDLERS:
-        args, kwargs = widen_padding(args, kwargs, grown.slot.kernel)
+        return func(**widened(func, args, kwargs, grown.slot))
     return func(*args, **kwargs)
 
 

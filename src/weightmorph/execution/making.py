@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..slots import Slot
-from ..weights import BasisMix, Dense, LowRankUpdate, RowScale, TapMix, Term, WeightExpression, Whole, widen
+from ..slots import Grow, Slot
+from ..weights import BasisMix, Dense, LowRankUpdate, RowScale, TapMix, Term, WeightExpression, Whole, beyond, widen
 
 __all__ = ["embedding", "make", "make_vectors"]
 
@@ -45,7 +45,7 @@ def _make(expression: WeightExpression, terms: Sequence[Term] | None) -> Tensor:
     slot, grow = expression.slot, expression.grow
     direct = slot.kind in ("conv", "linear") and not any(isinstance(t, Whole) for t in terms)
     mixes = [t for t in terms if isinstance(t, TapMix) and t.grow == grow]
-    if not direct or (any(grow) and not mixes):
+    if not direct or (grow and not mixes):
         return expression.total(expression.base, terms)
     g, o, i, t = slot.canonical_shape
     batch = next((term.batch for term in terms if term.batch), ())
@@ -68,13 +68,13 @@ def _make(expression: WeightExpression, terms: Sequence[Term] | None) -> Tensor:
             total = total.addcmul_(rows, gain) if ready else torch.addcmul(total, rows, gain)
         elif isinstance(term, LowRankUpdate) and (g == 1 or slot.depthwise):
             right = term.right[0]
-            if any(grow):
+            if grow:
                 right = widen(right.reshape(-1, *slot.shape[1:]), grow).flatten(1)
             total = _low_rank(total, term.left[0] * term.gain.unsqueeze(-2), right, ready)
-        elif isinstance(term, BasisMix) and not any(grow):
+        elif isinstance(term, BasisMix) and not grow:
             total = _basis(total, term, ready)
         else:
-            piece = widen(term.dense(), [n - m for n, m in zip(grow, term.grow, strict=True)])
+            piece = widen(term.dense(), beyond(grow, term.grow))
             piece = piece.reshape(*term.batch, *shape)
             total = total.add_(piece) if ready else total + piece
         fresh = True
@@ -120,11 +120,11 @@ def _basis(total: Tensor, term: BasisMix, ready: bool) -> Tensor:
     return torch.addmm(start, mix, bank).reshape(*term.batch, *total.shape[-2:])
 
 
-def embedding(slot: Slot, grow: Sequence[int], like: Tensor) -> Tensor:
+def embedding(slot: Slot, grow: Grow, like: Tensor) -> Tensor:
     """Where each tap of W sits among those of W(θ): `(T, T')`, the identity unless the support has grown."""
     t = slot.n_taps
     one = torch.eye(t, dtype=like.dtype, device=like.device)
-    return widen(one.reshape(t, 1, *slot.kernel), grow).reshape(t, -1) if any(grow) else one
+    return widen(one.reshape(t, 1, *slot.kernel), grow).reshape(t, -1) if grow else one
 
 
 def mixed(taps: Tensor, mix: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..slots import Grow
 from .calls import Convolution
 from .runs import slices
 
@@ -38,10 +39,10 @@ class Geometry:
     extents: tuple[int, ...]
 
     @classmethod
-    def of(cls, call: Convolution, x: Tensor, kernel: Sequence[int], grow: Sequence[int] = ()) -> Geometry:
-        """That of a call with a kernel of its own extent `kernel`, grown by `grow` taps on both sides."""
+    def of(cls, call: Convolution, x: Tensor, kernel: Sequence[int], grow: Grow = ()) -> Geometry:
+        """That of a call with a kernel of its own extent `kernel`, grown by `grow`."""
         make = _geometry if torch.compiler.is_compiling() else _remembered_geometry
-        return make(call, tuple(x.shape[2:]), tuple(kernel), tuple(grow))
+        return make(call, tuple(x.shape[2:]), tuple(kernel), grow)
 
     @property
     def flat_pads(self) -> list[int]:
@@ -59,8 +60,8 @@ class Geometry:
         return math.prod(self.extents)
 
 
-def _geometry(call: Convolution, size: Sequence[int], kernel: Sequence[int], grow: Sequence[int]) -> Geometry:
-    wide = [k + 2 * n for k, n in zip(kernel, grow or (0,) * call.dims, strict=True)]
+def _geometry(call: Convolution, size: Sequence[int], kernel: Sequence[int], grow: Grow) -> Geometry:
+    wide = [k + sum(more) for k, more in zip(kernel, grow or ((0, 0),) * call.dims, strict=True)]
     pads = call.pads(kernel, grow)
     extents = [
         (n + sum(pad) - d * (k - 1) - 1) // s + 1
@@ -191,7 +192,7 @@ def _by_pixel(mix: Tensor, p: int) -> Tensor:
 
 def _narrow(pixels: Tensor, right: Tensor, p: int) -> Tensor:
     """$V X$: patches `(b·P, T'·C)`, `(r, T'·C)` -> `(b, r, P)`."""
-    return (pixels @ right.t()).unflatten(0, (-1, p)).transpose(1, 2)
+    return (pixels @ right.t()).reshape(-1, p, right.shape[0]).transpose(1, 2)
 
 
 class _Mixed(torch.autograd.Function):

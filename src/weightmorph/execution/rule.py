@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from ..slots import Slot
+from ..slots import Grow, Slot
 from ..weights import BasisMix, LowRankUpdate, RowScale, TapMix, Term, WeightExpression, Whole
 
 __all__ = ["COSTS", "Costs", "Kind", "Layer", "Plan", "Route", "candidates", "kinds", "plan", "remembered", "spreads"]
@@ -107,7 +107,7 @@ class Layer:
     tiles: bool = False
 
     @classmethod
-    def of(cls, slot: Slot, positions: int, grow: Sequence[int], batch: int | None = None) -> Layer:
+    def of(cls, slot: Slot, positions: int, grow: Grow, batch: int | None = None) -> Layer:
         """The layer of a slot that gives so many output positions."""
         g, o, i, t = slot.canonical_shape
         grown = math.prod(slot.grown(grow))
@@ -265,7 +265,9 @@ def _dense(terms: Sequence[Kind], layer: Layer, route: Route, low_rank: Side) ->
         bill.convolution(layer.work * (COSTS.lone if lone else 1.0), weights=n, back=2.0)
         bill.add(c.reorder * n, moved=n, launches=2)
     else:
-        if layer.kind != "linear" and layer.grown > 1:
+        if layer.tiles:
+            bill.elements(layer.groups * layer.outputs * layer.grown * layer.positions)
+        elif layer.kind != "linear" and layer.grown > 1:
             bill.patches()
         bill.convolution(layer.work, weights=n, back=2.0)
     return bill

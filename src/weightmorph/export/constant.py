@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..conditioned import Conditioned
 from ..errors import ExecutionError
+from ..execution.calls import Convolution, each
 from ..slots import Slot
 from ..weights import BasisMix, Dense, LowRankUpdate, RowScale, TapMix, Term, WeightExpression
 
@@ -305,20 +306,18 @@ def _taps(
     """What each tap sees, mixed, and the frozen weight as a 1x1 convolution."""
     one_hot, weight = fixed
     groups = given.get("groups", 1)
-    patches = func(x, one_hot, **given | {"groups": x.shape[1], "padding": _padding(term, given)})
+    x, padding = _room(func, x, term, given)
+    patches = func(x, one_hot, **given | {"groups": x.shape[1], "padding": padding})
     seen = patches.unflatten(1, (x.shape[1], -1))
     mixed = (mix.unsqueeze(-3) @ seen.flatten(3)).flatten(1, 2)
     return _pointwise(mixed.unflatten(-1, patches.shape[2:]), weight, groups)
 
 
-def _padding(term: TapMix, given: dict[str, Any]) -> Any:
-    """The call's padding, wider by the taps that the kernel has grown by."""
+def _room(func: Callable[..., Any], x: Tensor, term: TapMix, given: dict[str, Any]) -> tuple[Tensor, Any]:
+    """The input and the call's padding, with room for taps that the kernel has grown by."""
     padding, n = given.get("padding", 0), term.slot.spatial
-    if not any(term.grow) or padding == "same":
-        return padding
-
-    def each(value: Any) -> list[int]:
-        return [value] * n if isinstance(value, int) else list(value) * (n if len(value) == 1 else 1)
-
-    own = each(0 if padding == "valid" else padding)
-    return tuple(p + more * d for p, more, d in zip(own, term.grow, each(given.get("dilation", 1)), strict=True))
+    if not term.grow:
+        return x, padding
+    pads = padding if isinstance(padding, str) else each(padding, n)
+    call = Convolution(func, n, each(given.get("stride", 1), n), pads, each(given.get("dilation", 1), n), 1)
+    return call.room(x, term.slot.grown(term.grow), term.grow)

@@ -43,7 +43,8 @@ class Warp(Carried):
         prior: start from $R$; False starts from the identity.
         learn: have $L$ at all; False leaves the analytic prior alone, without a trainable number.
         grow: taps to add around kernels whose layer allows it; `"auto"` adds one where the tap positions are not
-            symmetric about their centre (a strided layer on an even map), since a turn would leave the support.
+            symmetric about their centre (a strided layer on an even map), since a turn would leave the support: on
+            the side that makes them symmetric, or on both where the layer can only be told of both.
         max_learned: slots with more taps than this get the prior only.
         max_taps: slots with more taps than this are left alone.
         length: correlation length, in pixels, of the image model behind $R$.
@@ -93,9 +94,8 @@ class Warp(Carried):
                 f"layer {slot.layer or slot.name!r}: Warp moves a kernel's taps and weight {slot.shape} has one; "
                 "give it a convolution, or a Linear that reads a flattened map (condition's example= finds those)"
             )
-        centred = all(abs(places[0] + places[-1]) < 1e-6 for places in slot.taps)
-        more = self.grow if self.grow != "auto" else 0 if centred else 1
-        self.more = (more if slot.growable and self._has_prior(slot, self.space) else 0,) * slot.spatial
+        wanted = slot.growable and self._has_prior(slot, self.space)
+        self.more = slot.sides(self._extra(slot)) if wanted else ()
         # Where each tap of W(θ) lies is known from the slot; the equations' constants are no buffer, for a model in
         # float32 still needs them in float64.
         self.resampler = self._resampler(slot)
@@ -105,6 +105,20 @@ class Warp(Carried):
         shape = slot.n_taps, math.prod(slot.grown(self.more))
         self.taps = nn.Parameter(torch.zeros(code_dim, *shape)) if learned else None
         self.geometry = self._shape()
+
+    def _extra(self, slot: Slot) -> list[int]:
+        """How many taps to add along each axis."""
+        if self.grow != "auto":
+            return [2 * self.grow] * slot.spatial
+        lean = [abs(places[0] + places[-1]) for places in slot.taps]  # twice the way from their centre
+        if max(lean) < 1e-6:
+            return [0] * slot.spatial
+        spacing = [places[1] - places[0] if len(places) > 1 else 1.0 for places in slot.taps]
+        if not slot.one_sided:
+            return [2] * slot.spatial
+        half = [abs(off - step) < 1e-6 for off, step in zip(lean, spacing, strict=True)]
+        # What is in front of a volume's planes does not turn.
+        return [0 if axis < slot.spatial - 2 else 1 if half[axis] else 2 for axis in range(slot.spatial)]
 
     def _resampler(self, slot: Slot) -> Resampler | None:
         if self.space is None or not self._has_prior(slot, self.space):
