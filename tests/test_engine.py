@@ -160,7 +160,8 @@ def test_filters_mixed_several_at_once_are_those_mixed_one_by_one(
 def test_mixed_patches_are_the_mixed_convolution(dims: int, update: bool) -> None:
     """Values, gradients and gradients of gradients, over strides, dilation, padding and a grown support."""
     torch.manual_seed(dims)
-    stride, padding, dilation, grow = (2, 1, 1)[:dims], (1, 0, 2)[:dims], (1, 2, 1)[:dims], (0, 1, 0)[:dims]
+    stride, padding, dilation = (2, 1, 1)[:dims], (1, 0, 2)[:dims], (1, 2, 1)[:dims]
+    grow = ((0, 1), (1, 1), (0, 0))[:dims]
     size, c, o, t, r = 5, 3, 4, 3**dims, 2
     call = Convolution(PLAIN[dims], dims, stride, padding, dilation, 1)
     x = torch.randn(size, c, *(7, 6, 5)[:dims], dtype=torch.float64, requires_grad=True)
@@ -555,10 +556,10 @@ def test_the_memory_limit_counts_the_taps_that_a_kernel_has_grown_by() -> None:
     model, _ = block(wm.Warp(), size=8)
     expression = model._operand("conv2.weight", model._encode(model._prepare({"angle": ANGLES})))
     assert isinstance(expression, WeightExpression)
-    assert expression.grow == (1, 1)
+    assert expression.grow == ((0, 1), (0, 1))
     layer = replace(Layer.of(expression.slot, 16, expression.grow, 6), training=True)
     grouped = next(plan for plan in rule.candidates(rule.kinds(expression), layer) if plan.route == "grouped")
-    dense = 6 * 8 * 8 * 25 * 8
+    dense = 6 * 8 * 8 * 16 * 8
     for limit, route in ((dense, "grouped"), (dense - 1, "factored")):
         batch = Batch(6, memory_limit=limit)
         assert planner.within_memory(batch, "conv2", expression, grouped, layer).route == route
