@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch.nn.functional as F
@@ -177,22 +177,30 @@ class Whole(Term):
 
 @dataclass(frozen=True)
 class WeightExpression:
-    """W(θ) of one slot: the frozen weight `base (*S)` and the terms that are added to it."""
+    """W(θ) of one slot: the frozen weight `base (*S)` and the terms that are added to it.
+
+    Attributes:
+        batch: `*B`: empty if θ is shared, `(B,)` if there is one per sample.
+        grow: taps by which W(θ) is wider than W; empty where it is not.
+    """
 
     slot: Slot
     base: Tensor
     terms: tuple[Term, ...]
+    batch: tuple[int, ...] = field(init=False, compare=False)
+    grow: Grow = field(init=False, compare=False)
 
-    @property
-    def batch(self) -> tuple[int, ...]:
-        """`*B`: empty if θ is shared, `(B,)` if there is one per sample."""
-        return next((t.batch for t in self.terms if t.batch), ())
-
-    @property
-    def grow(self) -> Grow:
-        """Taps by which W(θ) is wider than W; empty where it is not."""
-        rows = [t.grow for t in self.terms if t.grow]
-        return tuple((max(b for b, _ in axis), max(a for _, a in axis)) for axis in zip(*rows, strict=True))
+    def __post_init__(self) -> None:
+        # Known from the start, for a call asks often.
+        batch: tuple[int, ...] = ()
+        grow: Grow = ()
+        for term in self.terms:
+            batch = batch or term.batch
+            if term.grow:
+                both = zip(grow or term.grow, term.grow, strict=True)
+                grow = tuple((max(b, mine_b), max(a, mine_a)) for (b, a), (mine_b, mine_a) in both)
+        object.__setattr__(self, "batch", batch)
+        object.__setattr__(self, "grow", grow)
 
     @property
     def requires_grad(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -140,10 +140,11 @@ def call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     Raises:
         ExecutionError: if `func` cannot take one weight per sample (names layer and function).
     """
-    found = list(stand_ins((args, tuple(kwargs.values()))))
+    found: list[StandIn] = []
+    args = tuple([resolve(value, found) for value in args])
+    kwargs = {name: resolve(value, found) for name, value in kwargs.items()}
     first = found[0]
     batch = first.scope.batch
-    args, kwargs = resolve(args), {name: resolve(value) for name, value in kwargs.items()}
     if batch is None and first.scope.spread is not None and any(isinstance(a, WeightExpression) for a in args):
         batch = first.scope.spread
     if batch is None:
@@ -163,19 +164,12 @@ def shared(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     return func(*args, **kwargs)
 
 
-def stand_ins(value: Any) -> Iterator[StandIn]:
-    """Every stand-in in arguments, in order, also inside lists and tuples."""
+def resolve(value: Any, found: list[StandIn]) -> Any:
+    """An argument with what its stand-ins stand for, also in lists and tuples; they are added to `found`, in order."""
     if isinstance(value, StandIn):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from stand_ins(item)
-
-
-def resolve(value: Any) -> Any:
-    """Arguments with each stand-in replaced by what it stands for."""
-    if isinstance(value, StandIn):
+        found.append(value)
         return value.operand()
-    if type(value) in (list, tuple):
-        return type(value)([resolve(item) for item in value])
+    kind = type(value)
+    if (kind is tuple or kind is list) and value and type(value[0]) is not int:  # a stride, say
+        return kind([resolve(item, found) for item in value])
     return value

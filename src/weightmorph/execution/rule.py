@@ -41,6 +41,7 @@ class Costs:
 
     multiply_add: float = 1 / 42  # of a convolution or a large product
     depthwise: float = 1 / 6  # multiply-add of a depthwise convolution
+    stream: float = 0.1  # of a number that a convolution reads or writes, and lays out for itself
     element: float = 0.25  # of one pass over a tensor that reads and writes it
     copy: float = 0.15  # of a weight
     patch: float = 0.35  # of a patch that is copied
@@ -189,12 +190,13 @@ class _Bill:
         self.moved += moved
         self.launches += launches * (2.5 if self.layer.training else 1)
 
-    def convolution(self, work: float, *, weights: float, back: float) -> None:
+    def convolution(self, work: float, *, weights: float, back: float, product: bool = False) -> None:
         """A convolution or a large product: `work` multiply-adds with a weight of so many numbers."""
         layer = self.layer
         rate = self.costs.depthwise if layer.depthwise else self.costs.multiply_add
         maps = layer.groups * (layer.inputs + layer.outputs) * layer.positions
-        self.add(work * rate, work=work, moved=maps + weights, back=back)
+        laid = 0.0 if product or layer.kind == "linear" else self.costs.stream * maps
+        self.add(work * rate + laid, work=work, moved=maps + weights, back=back)
 
     def elements(self, numbers: float, passes: float = 1.0, back: float = 1.5) -> None:
         """Passes over a tensor."""
@@ -242,7 +244,7 @@ def _factored(terms: Sequence[Kind], layer: Layer) -> _Bill:
         if layer.kind != "linear":
             bill.patches()
         bill.add(c.mix * layer.taps * seen, work=seen * layer.taps, moved=2 * seen, launches=3)
-        bill.convolution(plain, weights=0, back=1.2)
+        bill.convolution(plain, weights=0, back=1.2, product=True)
     if not mixes or any(t.name == "rows" for t in terms):
         bill.convolution(plain, weights=0, back=1.0)
     for term in terms:
@@ -269,7 +271,7 @@ def _dense(terms: Sequence[Kind], layer: Layer, route: Route, low_rank: Side) ->
             bill.elements(layer.groups * layer.outputs * layer.grown * layer.positions)
         elif layer.kind != "linear" and layer.grown > 1:
             bill.patches()
-        bill.convolution(layer.work, weights=n, back=2.0)
+        bill.convolution(layer.work, weights=n, back=2.0, product=True)
     return bill
 
 
