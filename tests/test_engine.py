@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -17,7 +18,7 @@ from zoo import FAMILIES, LAYERS, Bend, applies, conditioned, forced, one_by_one
 import weightmorph as wm
 from weightmorph import errors
 from weightmorph.conditioned.late import unmade
-from weightmorph.execution import make, making, planner, rule, runs
+from weightmorph.execution import costs, make, making, planner, rule, runs
 from weightmorph.execution.batch import Batch
 from weightmorph.execution.calls import PLAIN, Convolution
 from weightmorph.execution.desk import Desk
@@ -341,6 +342,18 @@ def test_every_route_that_is_offered_is_exact() -> None:
     assert names == {"factored", "grouped", "product"} | beside
 
 
+@pytest.fixture(params=["AVX2", "AVX512"])
+def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The rule as it is on one kind of machine, whichever this one is."""
+    monkeypatch.setattr(rule, "COSTS", getattr(costs, request.param))
+    for remembered in (rule.remembered, rule.bucketed, rule.spreads):
+        remembered.cache_clear()
+    yield
+    for remembered in (rule.remembered, rule.bucketed, rule.spreads):
+        remembered.cache_clear()
+
+
+@pytest.mark.usefixtures("machine")
 def test_the_rule_follows_size() -> None:
     """Few channels on a large map: dense weights. Many channels on a small one: the activations. And it says why."""
     early = Layer(positions=1024, groups=1, outputs=64, inputs=64, taps=9, grown=9, run=32, batch=16)
@@ -351,6 +364,7 @@ def test_the_rule_follows_size() -> None:
     assert "x the frozen layer, against" in rule.plan(terms, late).reason
 
 
+@pytest.mark.usefixtures("machine")
 def test_layers_run_setting_by_setting_where_that_pays() -> None:
     """Few settings with many samples each, of a sum that is dear per sample; and not where weights are large."""
     early = Layer(positions=784, groups=1, outputs=64, inputs=64, taps=9, grown=9, run=28, batch=64)
@@ -390,6 +404,7 @@ def test_one_setting_for_all_samples_is_a_shared_one(size: int) -> None:
     torch.testing.assert_close(got.sum(), (ends[0] - ends[1]) / (2 * step), rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.usefixtures("machine")
 @pytest.mark.parametrize("layer", [CONV, Layer(64, 16, 1, 1, 9, 9), Layer(1, 1, 10, 64, 49, 49, "linear")])
 def test_costs_are_positive_and_sorted(layer: Layer) -> None:
     """A cost rule that could be negative, or that lists the worst first, would mislead."""
@@ -399,6 +414,7 @@ def test_costs_are_positive_and_sorted(layer: Layer) -> None:
         assert [p.cost for p in known] == sorted(p.cost for p in known)
 
 
+@pytest.mark.usefixtures("machine")
 def test_a_dense_family_beside_a_low_rank_leaves_that_where_it_is_cheap() -> None:
     """A sum executes each part on its best route: the dense part on weights, the low rank on activations."""
     layer = Layer(positions=16, groups=1, outputs=512, inputs=512, taps=9, grown=9, run=4, batch=16)

@@ -10,8 +10,8 @@ Three routes are exact for a weight $W + s \odot W + W D + U g V + \dots$ that d
 Where few settings are distinct in a batch, a layer may instead be run setting by setting (`bucketed`).
 
 The last two make weights for a few samples at a time. A low-rank term may stay on the activations beside them. The rule
-compares estimates in nanoseconds of one core; only their ratios matter. [`Costs`][weightmorph.execution.rule.Costs]
-holds what was measured.
+compares estimates in nanoseconds of one core; only their ratios matter. [`Costs`][weightmorph.execution.costs.Costs]
+holds what a step takes.
 """
 
 from __future__ import annotations
@@ -24,42 +24,12 @@ from typing import Literal, NamedTuple
 
 from ..slots import Grow, Slot
 from ..weights import BasisMix, LowRankUpdate, RowScale, TapMix, Term, WeightExpression, Whole
+from .costs import COSTS, Costs
 
-__all__ = ["COSTS", "Costs", "Kind", "Layer", "Plan", "Route", "candidates", "kinds", "plan", "remembered", "spreads"]
+__all__ = ["Kind", "Layer", "Plan", "Route", "candidates", "kinds", "plan", "remembered", "spreads"]
 
 Route = Literal["factored", "grouped", "product"]
 Side = Literal["activations", "weights"]
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Nanoseconds on one core of the machine that the benchmarks ran on, per unit named in each comment.
-
-    Measured in float32 with torch 2.13 on an AMD EPYC (Zen 3, AVX2): convolutions of 32 to 512 channels on maps of 32²
-    to 4², batch 64. Backward factors count the forward as 1.
-    """
-
-    multiply_add: float = 1 / 42  # of a convolution or a large product
-    depthwise: float = 1 / 6  # multiply-add of a depthwise convolution
-    stream: float = 0.1  # of a number that a convolution reads or writes, and lays out for itself
-    element: float = 0.25  # of one pass over a tensor that reads and writes it
-    copy: float = 0.15  # of a weight
-    patch: float = 0.35  # of a patch that is copied
-    run: float = 5.0  # per stretch of pixels that lie side by side in a patch
-    mix: float = 0.065  # of a mixed patch, per tap
-    tap_weight: float = 0.14  # of a weight whose taps are mixed, per tap
-    rank_weight: float = 0.04  # of a weight, per rank added
-    basis_weight: float = 0.45  # of a weight, per weight set mixed
-    reorder: float = 0.25  # of a weight that a convolution has to lay out anew
-    narrow: int = 12  # rows by which a convolution to few channels costs more than they do
-    narrow_product: int = 6  # the same of a product, where a kernel has one tap
-    lone: float = 2.5  # a grouped convolution with one input channel, against more
-    launch: float = 7_000.0  # one operation's overhead
-    setting: float = 100_000.0  # of one more convolution, with its samples picked out and put back
-    setting_product: float = 20_000.0  # of one more product
-
-
-COSTS = Costs()
 
 
 @dataclass(frozen=True)
@@ -227,7 +197,7 @@ def _narrow(bill: _Bill, rank: int) -> None:
     layer, g = bill.layer, bill.layer.groups
     work = layer.positions * g * layer.inputs * layer.taps * rank
     lanes = work / rank * (rank + (bill.costs.narrow if layer.taps > 1 else bill.costs.narrow_product))
-    back = 2.0 if layer.taps > 1 else 3.5
+    back = 2.5 if layer.taps > 1 else 3.5
     bill.add(lanes * bill.costs.multiply_add, work=work, moved=layer.positions * g * layer.inputs, back=back)
     bill.elements(layer.positions * g * layer.outputs, back=1.0)
     bill.work += layer.positions * g * layer.outputs * rank
