@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -18,7 +19,7 @@ from zoo import FAMILIES, LAYERS, Bend, applies, conditioned, forced, one_by_one
 import weightmorph as wm
 from weightmorph import errors
 from weightmorph.conditioned.late import unmade
-from weightmorph.execution import costs, make, making, planner, rule, runs
+from weightmorph.execution import costs, dense, make, making, planner, rule, runs
 from weightmorph.execution.batch import Batch
 from weightmorph.execution.calls import PLAIN, Convolution
 from weightmorph.execution.desk import Desk
@@ -208,6 +209,31 @@ def test_a_few_samples_at_a_time_is_all_of_them(route: str, grad: bool, monkeypa
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("route", ["grouped", "product"])
+def test_large_weights_and_patches_are_made_again_and_not_kept(route: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autograd saves how they are made; gradients are those of keeping them, bit for bit."""
+    model, x = block()
+    hooks, saved = torch.autograd.graph.saved_tensors_hooks, list[object]()
+
+    def noting(pack: Callable[[Tensor], object], unpack: Callable[[Any], Tensor]) -> object:
+        return hooks(lambda t: saved.append(pack(t)) or saved[-1], unpack)  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(torch.autograd.graph, "saved_tensors_hooks", noting)
+    found = []
+    for large in (0, 2**40):
+        monkeypatch.setattr(dense, "LARGE", large)
+        saved.clear()
+        model.zero_grad()
+        with forced("dense" if route == "grouped" else route):
+            y = model(x.clone().requires_grad_(), angle=ANGLES)
+        made = sum(not isinstance(item, Tensor) for item in saved)
+        expected = {"grouped": 3, "product": 5}[route]
+        assert made == (expected if large == 0 else 0)
+        y.square().sum().backward()
+        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)) and len(found[0]) > 10
 
 
 def test_large_shared_weights_are_made_when_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,9 @@ __all__ = ["dense"]
 BLOCK = 16 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 8
 """Numbers in a vector unit."""
 
+LARGE = 2**23
+"""Bytes of the weights of all samples from which on they are made again in the backward and not kept."""
+
 
 def dense(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequence[Term], route: Route) -> Tensor:
     """The convolution with the frozen weight and these terms, made for a few samples at a time."""
@@ -30,10 +35,65 @@ def dense(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequenc
     if route == "product" and not call.transposed:
         return _product(call, x, weight, terms)
     numbers = math.prod(weight.base.shape[:2]) * math.prod(weight.slot.grown(weight.grow))
+    large = x.shape[0] * numbers * x.element_size() >= LARGE
     apply = _grouped if route == "grouped" else _tiled if call.tiles(weight.slot.kernel) else _traced_product
-    made = ((part, make(weight, own)) for part, own in pieces(x, terms, numbers * x.element_size()))
-    parts = [apply(call, part, dense, weight.grow) for part, dense in made]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    idle = _idle(call, weight, terms) if route == "grouped" else 0
+    parts = []
+    for part, own in pieces(x, terms, numbers * x.element_size()):
+        again = partial(_widened, weight, own, idle)
+        made = again()
+        with _made_again((made, again), when=large):
+            parts.append(apply(call, part, made, weight.grow))
+    y = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return y[:, :-idle].contiguous() if idle else y
+
+
+def _widened(weight: WeightExpression, terms: Sequence[Term], idle: int) -> Tensor:
+    """The weights of a few samples `(b, O, I, …)`, and so many outputs of zeros."""
+    made = make(weight, terms)
+    return F.pad(made, (0, 0) * (len(weight.slot.kernel) + 1) + (0, idle)) if idle else made
+
+
+def _idle(call: Convolution, weight: WeightExpression, terms: Sequence[Term]) -> int:
+    """Outputs of zeros to add to each sample's for all of them to fill whole vector units.
+
+    A grouped convolution with 12 outputs a group takes twice as long as one with 16, its backward four times. Eight
+    alone have kernels of their own, but for the backward in three dimensions.
+    """
+    outputs, inputs = weight.base.shape[:2]
+    grouped = call.groups == 1 and not call.transposed and any(t.batch for t in terms)
+    if weight.base.device.type != "cpu" or not grouped or inputs < 8:
+        return 0
+    training = weight.requires_grad and torch.is_grad_enabled()
+    if outputs == 8 and not (call.dims == 3 and inputs > 8 and training):
+        return 0
+    return -outputs % BLOCK
+
+
+Kept = Tensor | tuple[Callable[[], Tensor], torch.Size, tuple[int, ...]]
+
+
+def _made_again(*made: tuple[Tensor, Callable[[], Tensor]], when: bool) -> AbstractContextManager[object]:
+    """Within it, autograd does not keep these tensors for the backward but how each was made.
+
+    The weights of all samples, and patches, are large, and made from little in a fraction of the time of their use.
+    """
+    if not when or not torch.is_grad_enabled():
+        return nullcontext()
+    known = {(tensor.data_ptr(), tensor.numel()): again for tensor, again in made}
+
+    def pack(tensor: Tensor) -> Kept:
+        again = known.get((tensor.data_ptr(), tensor.numel()))
+        return tensor if again is None else (again, tensor.shape, tensor.stride())
+
+    def unpack(kept: Kept) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        again, shape, strides = kept
+        with torch.no_grad():
+            return again().as_strided(shape, strides)
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
 def _grouped(call: Convolution, x: Tensor, weight: Tensor, grow: Grow) -> Tensor:
@@ -41,26 +101,9 @@ def _grouped(call: Convolution, x: Tensor, weight: Tensor, grow: Grow) -> Tensor
     size = x.shape[0]
     if weight.dim() == call.dims + 2:  # no term of it depends on the sample
         return call(x, weight, grow=grow)
-    outputs, idle = weight.shape[1], _idle(call, weight)
-    weight = F.pad(weight, (0, 0) * (call.dims + 1) + (0, idle)) if idle else weight
     merged = x.reshape(1, size * x.shape[1], *x.shape[2:])
     y = call(merged, weight.reshape(-1, *weight.shape[2:]), groups=size * call.groups, grow=grow)
-    y = y.reshape(size, -1, *y.shape[2:])
-    return y[:, :outputs].contiguous() if idle else y
-
-
-def _idle(call: Convolution, weight: Tensor) -> int:
-    """Outputs of zeros to add to each sample's, `weight (B, O, I, …)`, for all of them to fill whole vector units.
-
-    A grouped convolution with 12 outputs a group takes twice as long as one with 16, its backward four times. Eight
-    alone have kernels of their own, but for the backward in three dimensions.
-    """
-    outputs, inputs = weight.shape[1:3]
-    if weight.device.type != "cpu" or call.transposed or call.groups > 1 or inputs < 8:
-        return 0
-    if outputs == 8 and not (call.dims == 3 and inputs > 8 and weight.requires_grad):
-        return 0
-    return -outputs % BLOCK
+    return y.reshape(size, -1, *y.shape[2:])
 
 
 def _product(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequence[Term]) -> Tensor:
@@ -81,7 +124,10 @@ def _product(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequ
         rows = made.expand(b, *made.shape[-call.dims - 2 :]).reshape(b * g, outputs // g, -1)
         seen = (part if plain else planes(part, geometry)).reshape(b * g, rows.shape[2], p)
         if y is None:
-            parts.append(torch.bmm(rows, seen))
+            again = [(made, partial(make, weight, own))] if made.dtype == weight.base.dtype else []
+            again += [] if plain else [(seen, partial(planes, part, geometry))]
+            with _made_again(*again, when=size * numbers * x.element_size() >= LARGE):
+                parts.append(torch.bmm(rows, seen))
         else:
             torch.bmm(rows, seen, out=y[done : done + b * g])
         done += b * g
