@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,16 +13,10 @@ from ..execution import StandIn
 from ..parameters import Theta
 from ..slots import Slot
 
-__all__ = ["MIN_PER_BUCKET", "batch_size", "buckets", "full_precision", "refuse_folded", "refuse_weights"]
+__all__ = ["MIN_PER_BUCKET", "batch_size", "buckets", "refuse_folded", "refuse_weights"]
 
 MIN_PER_BUCKET = 4
 """Samples that must share a setting on average for a batch to be run setting by setting."""
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[None]:
-    """The code side is small, and an angle in half precision is a coarse one: autocast is for the base's layers."""
-    enabled = torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
 
 
 def batch_size(theta: Theta) -> int | None:

@@ -12,17 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import folding, storage
-from ..errors import (
-    ParameterLengthError,
-    SelectionError,
-    UnknownParameterError,
-    near,
-)
+from ..errors import ParameterLengthError, SelectionError, UnknownParameterError, near
 from ..estimator import Estimator
 from ..execution import DEFAULT_MEMORY_LIMIT, Batch, Desk, Scope, StandIn, make
 from ..execution.desk import Watch
 from ..execution.making import make_vectors
 from ..execution.norm import Norm, mixes, prepared
+from ..execution.precision import full_precision
 from ..execution.tuning import Recorder, Tuner
 from ..parameters import ParameterSpace, Theta, Value
 from ..slots import Slot
@@ -32,7 +28,7 @@ from ..transforms import Families, WeightTransform
 from ..transforms.registry import describe
 from ..view import View
 from ..weights import WeightExpression
-from .call import batch_size, buckets, full_precision, refuse_folded, refuse_weights
+from .call import batch_size, buckets, refuse_folded, refuse_weights
 from .estimate import asked, estimate
 from .late import read_once, unmade
 from .placing import place

@@ -19,6 +19,7 @@ from .making import embedding, make
 from .norm import Operand, channels
 from .patches import Geometry, mixed_convolution, sliced
 from .planner import choose
+from .precision import full_precision, layer_dtype
 from .rule import Layer, Plan
 
 __all__ = ["HANDLERS"]
@@ -163,7 +164,7 @@ def _tap_mix(
         made = (mix.to(x.dtype).unsqueeze(1) @ seen.flatten(3)).reshape(x.shape[0], -1, *seen.shape[3:])
         kernel = slot.canonical(weight.base).reshape(g * o, i * t, *(1,) * call.dims)
         return PLAIN[call.dims](made, kernel.to(made.dtype)), low
-    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    dtype = layer_dtype(x)
     flat = weight.base.reshape(o, i * t).to(dtype)
     update = None
     if low:
@@ -171,7 +172,7 @@ def _tap_mix(
         right = widen(torch.cat([term.right[0] for term in low]).unflatten(-1, (i, *slot.kernel)), grow)
         right = right.flatten(2).transpose(1, 2).flatten(1)
         update, low = (left.to(dtype), right.to(dtype)), []
-    with torch.autocast(x.device.type, enabled=False):
+    with full_precision(x.device):
         return mixed_convolution(x.to(dtype), flat, mix.to(dtype), update, geometry), low
 
 

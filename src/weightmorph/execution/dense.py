@@ -16,6 +16,7 @@ from ..weights import Term, WeightExpression
 from .calls import Convolution
 from .making import make
 from .patches import Geometry, planes, sliced
+from .precision import layer_dtype
 from .rule import Route
 from .runs import pieces
 
@@ -108,8 +109,8 @@ def _grouped(call: Convolution, x: Tensor, weight: Tensor, grow: Grow) -> Tensor
 
 def _product(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequence[Term]) -> Tensor:
     """Patches times weights, a few samples at a time: `(b·G, O, I·T)` and `(b·G, I·T, P)`."""
-    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-    x, g = x.to(dtype), call.groups
+    dtype, g = layer_dtype(x), call.groups
+    x = x.to(dtype)
     size, outputs = x.shape[0], weight.base.shape[0]
     geometry = Geometry.of(call, x, weight.slot.kernel, weight.grow)
     taps, p = math.prod(geometry.kernel), geometry.positions

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..slots import Grow, Slot
 from ..weights import BasisMix, Dense, LowRankUpdate, RowScale, TapMix, Term, WeightExpression, Whole, beyond, widen
+from .precision import full_precision
 
 __all__ = ["embedding", "make", "make_vectors"]
 
@@ -33,11 +34,8 @@ def make(expression: WeightExpression, terms: Sequence[Term] | None = None) -> T
 
     Always in the weights' own precision: under autocast it is the layer that casts, as it casts the frozen weight.
     """
-    device = expression.base.device.type
-    if torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            return _make(expression, terms)
-    return _make(expression, terms)
+    with full_precision(expression.base.device):
+        return _make(expression, terms)
 
 
 def _make(expression: WeightExpression, terms: Sequence[Term] | None) -> Tensor:
