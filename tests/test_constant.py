@@ -23,7 +23,7 @@ from weightmorph.export.constant import Constant
 onnx = pytest.importorskip("onnx")
 
 FAMILIES = ("lowrank", "scale", "subspace", "sum", "warp_grown", "lie")
-WITHOUT = {f"transposed{n}" for n in ("1d", "2d", "2d_groups", "3d")}
+WITHOUT = {f"transposed{n}" for n in ("1d", "2d", "2d_groups", "2d_tiles", "3d")}
 """Layers whose taps cannot be mixed on activations."""
 MIXING = {"sum", "warp_grown", "lie"}
 

@@ -14,6 +14,8 @@ from zoo import CASES, FAMILIES, applies, conditioned, settings, shake
 
 import weightmorph as wm
 from weightmorph import errors, storage
+from weightmorph.delta.change import Change, Piece
+from weightmorph.slots import Slot
 
 SPACE = {"angle": wm.Angle("deg", harmonics=2)}
 HEIGHTS = (30.0, 200.0, 0.0, 90.0)
@@ -161,14 +163,24 @@ def test_tied_tensors_follow() -> None:
         assert net[2].weight is net[0].weight and torch.equal(net[2].weight, model.bake(p=0.7)[2].weight)  # type: ignore[index]
 
 
+def test_files_of_0_1_say_one_number_for_both_sides_of_an_axis() -> None:
+    """What a grown kernel's mixing was written as then, and what is written now."""
+    for more in ([1, 1], [[1, 1], [1, 1]]):
+        data = {"kind": "TapMix", "carried": ["mix"], "shared": [], "frozen": ["weight"], "options": {"more": more}}
+        piece = Piece.from_data(data | {"orders": {}}, {"mix": torch.zeros(9, 25)})
+        assert piece.options["more"] == ((1, 1), (1, 1))
+        weight = torch.randn(2, 3, 3, 3)
+        assert Change(Slot.of(weight.shape), (piece,)).weight(weight).shape == (2, 3, 5, 5)
+
+
 def test_a_prepared_setting_is_the_same_and_can_be_forgotten() -> None:
     net, model, _ = make()
     one, two = (wm.Delta.of(model, angle=a) for a in (30.0, 60.0))
     applied = wm.apply_delta(net, one)
     applied.prepare(one, two)
-    made = applied._prepared[id(two)][1]
+    made, _ = applied._prepared[id(two)][1]["0.weight"]
     applied.switch(two)
-    assert net.get_parameter("0.weight").data_ptr() == made["0.weight"].data_ptr()
+    assert net.get_parameter("0.weight").data_ptr() == made.data_ptr()
     same_weights(net, model.bake(angle=60.0))
     applied.forget()
     applied.switch(one)

@@ -17,7 +17,8 @@ from zoo import FAMILIES, conditioned, settings, shake
 
 import weightmorph as wm
 from weightmorph import errors
-from weightmorph.execution import calls, convolution
+from weightmorph.execution import calls
+from weightmorph.execution import dense as dense_routes
 from weightmorph.transforms.lie import exponential
 from weightmorph.transforms.resample import solve
 
@@ -249,7 +250,7 @@ def test_a_transposed_convolution_as_a_plain_one(dims: int, options: dict[str, A
         function, dims, each("stride", 1), each("padding", 0), each("dilation", 1), options.get("groups", 1),
         each("output_padding", 0),
     )  # fmt: skip
-    got = convolution._traced_product(call, x, dense, ())
+    got = dense_routes._traced_product(call, x, dense, ())
     expected = torch.cat([function(x[i : i + 1], dense[i], None, **options) for i in range(2)])
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
