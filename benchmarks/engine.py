@@ -9,10 +9,12 @@ bar that a call has to meet stands beside it. See benchmarks/README.md for what 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
+from limits import work
 from networks import NETWORKS, Network, angles, condition, network, step
 from timing import (
     Call,
@@ -89,6 +91,11 @@ def step_bar(name: str, found: Network, timings: dict[str, Timing]) -> tuple[flo
     return (1.25, 1.15) if name.startswith("per sample") else (None, None)
 
 
+LIMITS = (
+    "What each call does, in multiples of the first: multiply-adds, bytes that operators read and write, operators that "
+    "compute, and the time outside of torch's operators, which is Python's, the dispatcher's and here the profiler's."
+)
+
 Bar = Callable[[str, Network, dict[str, Timing]], tuple[float | None, float | None]]
 
 
@@ -118,6 +125,54 @@ def judged(what: str, found: Network, timings: dict[str, Timing], bar: Bar) -> l
         row = {"what": what, "call": name, "seconds": timing.seconds, "ratio": timing.ratio, "rounds": timing.rounds}
         rows.append({**row, "low": timing.low, "high": timing.high, "bar": limit, "goal": goal})
     return rows
+
+
+# What limits them
+
+
+def limits(found: Network, size: int, thread_count: int) -> list[Row]:
+    """Operators, arithmetic and bytes of forwards and training steps, and the time outside of operators."""
+    net = found.make()
+    x, y = found.inputs(size)
+    theta, models, rows = angles(size), families(net, x), []
+    groups = (
+        ("forward", False, forwards(net, models, x, theta)),
+        ("training step", True, steps(net, models, x, y, theta)),
+    )
+    for what, grad, calls in groups:
+        for name, call in calls.items():
+            if name.startswith(("frozen", "plain", "shared", "per sample")):
+                with threads(thread_count), torch.set_grad_enabled(grad):
+                    call()
+                    rows.append({"what": f"work of a {what}", "call": name, **asdict(work(call))})
+    return [
+        {"network": found.name, "batch": size, "threads": thread_count, "bar": None, "goal": None, **r} for r in rows
+    ]
+
+
+def limits_table(rows: list[Row], timed: list[Row]) -> str:
+    """Beside each call's time, what it does in multiples of the frozen or plain call."""
+    times_of = {(row["threads"], f"work of a {row['what']}", row["call"]): row for row in timed}
+    lines = []
+    for row in rows:
+        first = next(r for r in rows if r["what"] == row["what"])
+        time = times_of.get((row["threads"], row["what"], row["call"]))
+        if time is None:
+            continue
+        ratios = [times(row[key] / max(first[key], 1)) for key in ("multiply_adds", "bytes")]
+        outside = f"{row['outside'] * 1e3:.1f} ms ({row['outside'] / time['seconds']:.0%})"
+        lines.append(
+            (
+                row["what"].removeprefix("work of a "),
+                row["call"],
+                times(time["ratio"]),
+                *ratios,
+                row["operators"],
+                outside,
+            )
+        )
+    header = ("what", "call", ">time", ">multiply-adds", ">bytes", ">operators", ">outside of operators")
+    return table(header, lines)
 
 
 # Memory
@@ -189,7 +244,9 @@ def blocks(rows: list[Row]) -> list[str]:
     ]
     for name, size in dict.fromkeys((row["network"], row["batch"]) for row in rows):
         lines = []
-        for row in (r for r in rows if (r["network"], r["batch"]) == (name, size)):
+        mine = [r for r in rows if (r["network"], r["batch"]) == (name, size)]
+        counted = [r for r in mine if "operators" in r]
+        for row in (r for r in mine if "operators" not in r):
             timed = "seconds" in row
             quantity = f"{milliseconds(row['seconds'])} ms" if timed else f"{row['bytes'] / 2**20:,.0f} MiB"
             quartiles = f" ({row['low']:.2f}–{row['high']:.2f})" if timed and row["low"] != row["high"] else ""
@@ -198,7 +255,10 @@ def blocks(rows: list[Row]) -> list[str]:
             what = (row["threads"], row["what"], row["call"], quantity, times(row["ratio"]) + quartiles)
             lines.append((*what, bar, goal, verdict(row)))
         header = (">threads", "what", "call", ">median", ">ratio", ">bar", ">goal", "met")
-        found.append(f"## {name}, batch {size}\n\n{table(header, lines)}")
+        block = f"## {name}, batch {size}\n\n{table(header, lines)}"
+        if counted:
+            block += f"\n\n{LIMITS}\n\n{limits_table(counted, [r for r in mine if 'seconds' in r])}"
+        found.append(block)
     return found
 
 
@@ -218,6 +278,7 @@ def main() -> None:
             for count in options.threads:
                 say(f"{found.name}, batch {size}, {count} thread(s)")
                 rows += measure(found, size, count, options.quick, options.seconds)
+            rows += limits(found, size, options.threads[0])
             if number == 0:
                 say(f"{found.name}, batch {size}, peak memory")
                 rows += memory(found, size, options.threads[0])

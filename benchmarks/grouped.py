@@ -32,7 +32,10 @@ class Grouped:
         assert isinstance(layer, nn.Conv2d)
         weight = self.tensor(f"{name}.weight").flatten(0, 1)
         bias = None if layer.bias is None else self.tensor(f"{name}.bias").flatten()
-        return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, self.size * layer.groups)
+        padding = layer.padding
+        if layer.padding_mode == "constant":  # a kernel that has grown on one side
+            x, padding = F.pad(x, layer._reversed_padding_repeated_twice), 0
+        return F.conv2d(x, weight, bias, layer.stride, padding, layer.dilation, self.size * layer.groups)
 
     def normalise(self, name: str, x: Tensor) -> Tensor:
         """BatchNorm by running statistics, with B times its channels."""
