@@ -92,8 +92,8 @@ def step_bar(name: str, found: Network, timings: dict[str, Timing]) -> tuple[flo
 
 
 LIMITS = (
-    "What each call does, in multiples of the first: multiply-adds, bytes that operators read and write, operators that "
-    "compute, and the time outside of torch's operators, which is Python's, the dispatcher's and here the profiler's."
+    "What each call does, in multiples of the first: multiply-adds, bytes that operators read and write, operators "
+    "that compute, and the time outside of torch's operators: Python's, the dispatcher's and, here, the profiler's."
 )
 
 Bar = Callable[[str, Network, dict[str, Timing]], tuple[float | None, float | None]]
