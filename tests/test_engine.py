@@ -19,7 +19,7 @@ from zoo import FAMILIES, LAYERS, Bend, applies, conditioned, forced, one_by_one
 import weightmorph as wm
 from weightmorph import errors
 from weightmorph.conditioned.late import unmade
-from weightmorph.execution import costs, dense, make, making, planner, rule, runs
+from weightmorph.execution import costs, dense, make, making, norm, planner, rule, runs
 from weightmorph.execution.batch import Batch
 from weightmorph.execution.calls import PLAIN, Convolution
 from weightmorph.execution.desk import Desk
@@ -155,6 +155,22 @@ def test_filters_mixed_several_at_once_are_those_mixed_one_by_one(
     filters, mix = (torch.randn(*shape, dtype=torch.float64) for shape in ((256, taps), (3, taps, taps)))
     expected = torch.einsum("ft,btu->bfu", filters, mix)
     torch.testing.assert_close(making.mixed(filters, mix), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [3, 7], ids=["few_pixels", "many"])
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_scale_and_shift_in_one_pass_are_a_multiply_and_an_add(size: int, last: bool, shared: bool) -> None:
+    """However the input lies, values, gradients and gradients of gradients."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, size, size, dtype=torch.float64)
+    x = (x.contiguous(memory_format=torch.channels_last) if last else x).requires_grad_()
+    batch = () if shared else (4,)
+    scale, shift = (torch.randn(*batch, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    wide = (1 if shared else 4, 5, 1, 1)
+    torch.testing.assert_close(norm.affine(x, scale, shift), x * scale.reshape(wide) + shift.reshape(wide))
+    assert torch.autograd.gradcheck(norm.affine, (x, scale, shift), fast_mode=True)
+    assert torch.autograd.gradgradcheck(norm.affine, (x, scale, shift), fast_mode=True)
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
