@@ -19,7 +19,7 @@ from zoo import FAMILIES, LAYERS, Bend, applies, conditioned, forced, one_by_one
 import weightmorph as wm
 from weightmorph import errors
 from weightmorph.conditioned.late import unmade
-from weightmorph.execution import costs, dense, make, making, norm, planner, rule, runs
+from weightmorph.execution import costs, kept, make, making, norm, planner, rule, runs
 from weightmorph.execution.batch import Batch
 from weightmorph.execution.calls import PLAIN, Convolution
 from weightmorph.execution.desk import Desk
@@ -239,13 +239,13 @@ def test_large_weights_and_patches_are_made_again_and_not_kept(route: str, monke
     monkeypatch.setattr(torch.autograd.graph, "saved_tensors_hooks", noting)
     found = []
     for large in (0, 2**40):
-        monkeypatch.setattr(dense, "LARGE", large)
+        monkeypatch.setattr(kept, "LARGE", large)
         saved.clear()
         model.zero_grad()
         with forced("dense" if route == "grouped" else route):
             y = model(x.clone().requires_grad_(), angle=ANGLES)
         made = sum(not isinstance(item, Tensor) for item in saved)
-        expected = {"grouped": 3, "product": 5}[route]
+        expected = {"grouped": 4, "product": 6}[route]
         assert made == (expected if large == 0 else 0)
         y.square().sum().backward()
         found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
@@ -610,7 +610,8 @@ def test_few_settings_need_a_weight_each_and_not_one_per_sample() -> None:
         torch.testing.assert_close(model(x, angle=few), one_by_one(model, x, {"angle": few}))
 
 
-def test_the_memory_limit_counts_the_taps_that_a_kernel_has_grown_by() -> None:
+def test_the_memory_limit_counts_the_taps_that_a_kernel_has_grown_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of weights that training keeps; those that the backward makes again never exist all at once."""
     model, _ = block(wm.Warp(), size=8)
     expression = model._operand("conv2.weight", model._encode(model._prepare({"angle": ANGLES})))
     assert isinstance(expression, WeightExpression)
@@ -621,6 +622,8 @@ def test_the_memory_limit_counts_the_taps_that_a_kernel_has_grown_by() -> None:
     for limit, route in ((dense, "grouped"), (dense - 1, "factored")):
         batch = Batch(6, memory_limit=limit)
         assert planner.within_memory(batch, "conv2", expression, grouped, layer).route == route
+    monkeypatch.setattr(kept, "LARGE", dense)
+    assert planner.within_memory(batch, "conv2", expression, grouped, layer) is grouped
 
 
 def test_patches_are_not_kept_for_the_backward() -> None:

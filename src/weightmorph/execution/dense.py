@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from ..slots import Grow
 from ..weights import Term, WeightExpression
 from .calls import Convolution
+from .kept import instead, made_again
 from .making import make
 from .patches import Geometry, planes, sliced
 from .precision import layer_dtype
@@ -25,9 +25,6 @@ __all__ = ["dense"]
 BLOCK = 16 if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 8
 """Numbers in a vector unit."""
 
-LARGE = 2**23
-"""Bytes of the weights of all samples from which on they are made again in the backward and not kept."""
-
 
 def dense(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequence[Term], route: Route) -> Tensor:
     """The convolution with the frozen weight and these terms, made for a few samples at a time."""
@@ -36,14 +33,14 @@ def dense(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequenc
     if route == "product" and not call.transposed:
         return _product(call, x, weight, terms)
     numbers = math.prod(weight.base.shape[:2]) * math.prod(weight.slot.grown(weight.grow))
-    large = x.shape[0] * numbers * x.element_size() >= LARGE
+    large = made_again(x.shape[0] * numbers, x.element_size())
     apply = _grouped if route == "grouped" else _tiled if call.tiles(weight.slot.kernel) else _traced_product
     idle = _idle(call, weight, terms) if route == "grouped" else 0
     parts = []
     for part, own in pieces(x, terms, numbers * x.element_size()):
         again = partial(_widened, weight, own, idle)
         made = again()
-        with _made_again((made, again), when=large):
+        with instead((made, again), when=large):
             parts.append(apply(call, part, made, weight.grow))
     y = parts[0] if len(parts) == 1 else torch.cat(parts)
     return y[:, :-idle].contiguous() if idle else y
@@ -69,32 +66,6 @@ def _idle(call: Convolution, weight: WeightExpression, terms: Sequence[Term]) ->
     if outputs == 8 and not (call.dims == 3 and inputs > 8 and training):
         return 0
     return -outputs % BLOCK
-
-
-Kept = Tensor | tuple[Callable[[], Tensor], torch.Size, tuple[int, ...]]
-
-
-def _made_again(*made: tuple[Tensor, Callable[[], Tensor]], when: bool) -> AbstractContextManager[object]:
-    """Within it, autograd does not keep these tensors for the backward but how each was made.
-
-    The weights of all samples, and patches, are large, and made from little in a fraction of the time of their use.
-    """
-    if not when or not torch.is_grad_enabled():
-        return nullcontext()
-    known = {(tensor.data_ptr(), tensor.numel()): again for tensor, again in made}
-
-    def pack(tensor: Tensor) -> Kept:
-        again = known.get((tensor.data_ptr(), tensor.numel()))
-        return tensor if again is None else (again, tensor.shape, tensor.stride())
-
-    def unpack(kept: Kept) -> Tensor:
-        if isinstance(kept, Tensor):
-            return kept
-        again, shape, strides = kept
-        with torch.no_grad():
-            return again().as_strided(shape, strides)
-
-    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
 def _grouped(call: Convolution, x: Tensor, weight: Tensor, grow: Grow) -> Tensor:
@@ -127,7 +98,7 @@ def _product(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequ
         if y is None:
             again = [(made, partial(make, weight, own))] if made.dtype == weight.base.dtype else []
             again += [] if plain else [(seen, partial(planes, part, geometry))]
-            with _made_again(*again, when=size * numbers * x.element_size() >= LARGE):
+            with instead(*again, when=made_again(size * numbers, x.element_size())):
                 parts.append(torch.bmm(rows, seen))
         else:
             torch.bmm(rows, seen, out=y[done : done + b * g])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..weights import BasisMix, LowRankUpdate, RowScale, TapMix, WeightExpression
+from ..weights import BasisMix, LowRankUpdate, RowScale, TapMix, Term, WeightExpression
 from .batch import Batch
+from .kept import instead, made_again
 from .making import embedding, make
 from .norm import Operand, values
 from .planner import choose
@@ -52,15 +54,22 @@ def run(x: Tensor, weight: WeightExpression, plan: Plan) -> Tensor:
         return _factored(x, weight)
     aside = [t for t in weight.terms if isinstance(t, LowRankUpdate) and plan.low_rank == "activations"]
     terms = [t for t in weight.terms if t not in aside]
-    if torch.compiler.is_compiling():
-        y = _product(x, make(weight, terms))
-    else:
-        size = weight.base.numel() * x.element_size()
-        parts = [_product(part, make(weight, own)) for part, own in pieces(x, terms, size)]
-        y = parts[0] if len(parts) == 1 else torch.cat(parts)
+    y = _product(x, make(weight, terms)) if torch.compiler.is_compiling() else _products(x, weight, terms)
     for term in aside:
         y = y + _low_rank(x, term, y)
     return y
+
+
+def _products(x: Tensor, weight: WeightExpression, terms: Sequence[Term]) -> Tensor:
+    """With the frozen weight and these terms, made for a few samples at a time."""
+    numbers, parts = weight.base.numel(), []
+    large = made_again(x.shape[0] * numbers, x.element_size())
+    for part, own in pieces(x, terms, numbers * x.element_size()):
+        again = partial(make, weight, own)
+        made = again()
+        with instead((made, again), when=large):
+            parts.append(_product(part, made))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _product(x: Tensor, dense: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from ..weights import Dense, WeightExpression, Whole
 from . import rule
 from .batch import Batch, expand
 from .desk import Run
+from .kept import made_again
 from .making import make
 from .rule import Layer, Plan
 
@@ -55,14 +56,15 @@ def choose(
 def within_memory(batch: Batch, where: str, expression: WeightExpression, chosen: Plan, layer: Layer) -> Plan:
     """The plan, or the factored one where dense weights of all samples would pass the limit.
 
-    Without a backward, weights are made for a few samples at a time, so only terms that are dense as they come count.
+    Weights are made for a few samples at a time, in the backward again. So only those count that are kept: terms that
+    are dense as they come, and in training what is too little to be made again.
 
     Raises:
         MemoryLimitError: if there is no such way round.
     """
     given = any(isinstance(t, Dense | Whole) for t in expression.terms)
     numbers, itemsize = layer.numbers, expression.base.element_size()
-    kept = layer.training or layer.tracing or given
+    kept = given or layer.tracing or (layer.training and not made_again(batch.size * numbers, itemsize))
     if chosen.route == "factored" or not kept or not batch.too_large(numbers, itemsize):
         return chosen
     for other in rule.candidates(rule.kinds(expression), layer):

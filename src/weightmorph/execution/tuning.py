@@ -14,6 +14,7 @@ from torch import Tensor
 from ..weights import Term, WeightExpression
 from . import rule
 from .desk import Entry, Run
+from .kept import made_again
 from .rule import Layer, Plan
 
 __all__ = ["Recorder", "Row", "Tuner"]
@@ -54,10 +55,11 @@ class Tuner:
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __call__(self, x: Tensor, expression: WeightExpression, layer: Layer, plan: Plan, run: Run) -> Tensor:
-        size = x.shape[0] * layer.numbers * expression.base.element_size()
+        numbers, itemsize = x.shape[0] * layer.numbers, expression.base.element_size()
+        kept = layer.training and not made_again(numbers, itemsize)
         known = [
             p for p in rule.candidates(rule.kinds(expression), layer)
-            if p.route == "factored" or size <= self.limit or not layer.training
+            if p.route == "factored" or numbers * itemsize <= self.limit or not kept
         ]  # fmt: skip
         steps = {p: _step(x, expression, layer, p, run) for p in known or [plan]}
         found: dict[Plan, list[float]] = {p: [] for p in steps}
