@@ -200,7 +200,8 @@ def memory(found: Network, size: int, thread_count: int) -> list[Row]:
     calls = ("plain", "shared θ, full sum", "per sample, low rank + scale", "per sample, full sum")
     peaks: dict[str, Peak] = {}
     for call in calls:
-        peaks[call] = peak_memory(build_step, found.name, call, size, thread_count=thread_count)
+        found_peaks = [peak_memory(build_step, found.name, call, size, thread_count=thread_count) for _ in range(3)]
+        peaks[call] = sorted(found_peaks, key=lambda peak: peak.above)[1]  # the allocator's luck is a tenth
     plain = peaks["plain"]
     return [
         {

@@ -9,18 +9,13 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from timing import Call
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 __all__ = ["Work", "work"]
-
-IN_PLACE = {torch.ops.aten.baddbmm_: torch.ops.aten.baddbmm, torch.ops.aten.addmm_: torch.ops.aten.addmm}
-"""Operators whose multiply-adds are counted as those of another."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +26,23 @@ class Work:
     multiply_adds: float
     bytes: float
     outside: float
+
+
+def multiply_adds(name: str, args: tuple[Any, ...], out: Any) -> float:
+    """Of a convolution, its backward or a product; of anything else none."""
+    if name in ("mm", "bmm"):
+        return float(out.numel() * args[0].shape[-1])
+    if name in ("addmm", "baddbmm"):
+        return float(out.numel() * args[1].shape[-1])
+    if name == "convolution":
+        pixels = args[0].numel() if args[6] else out.numel()
+        return float(pixels * args[1][0].numel())
+    if name == "convolution_backward":
+        # Once for the input's gradient and once for the weight's, as many as the forward.
+        grad, x, weight = args[:3]
+        pixels = x.numel() if args[7] else grad.numel()
+        return float(pixels * weight[0].numel() * sum(args[10][:2]))
+    return 0.0
 
 
 class _Counting(TorchDispatchMode):
@@ -47,10 +59,7 @@ class _Counting(TorchDispatchMode):
         if any(info is not None and not info.is_write for info in alias):
             return out  # a view
         self.operators += 1
-        packet = IN_PLACE.get(func._overloadpacket, func._overloadpacket)
-        if packet in flop_registry:
-            given = {name: value for name, value in kwargs.items() if name != "out"}
-            self.multiply_adds += flop_registry[packet](*args, **given, out_val=out) / 2
+        self.multiply_adds += multiply_adds(func._overloadpacket.__name__.rstrip("_"), args, out)
         tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
         self.bytes += sum(t.numel() * t.element_size() for t in tensors)
         return out
