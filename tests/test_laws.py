@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from zoo import CASES, FAMILIES, LAYERS, ROUTES, base, conditioned, forced, one_by_one, settings, shake, space
 
 import weightmorph as wm
+from weightmorph.execution import kept
 
 
 @pytest.fixture(params=CASES, ids=lambda c: f"{c[0]}-{c[1]}")
@@ -147,6 +148,27 @@ def test_law_5_gradients_agree_with_finite_differences(layer: str, family: str, 
 
     inputs = (x, theta["angle"], theta["zoom"], *[w.detach().requires_grad_() for w in weights])
     assert torch.autograd.gradcheck(run, inputs, fast_mode=True, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("route", ["dense", "product"])
+def test_law_5_gradients_are_the_same_where_weights_are_made_again(
+    case: tuple[str, str], route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large weights and patches are not kept for the backward; of small ones the same is asked here."""
+    layer, family = case
+    model, x = conditioned(layer, family)
+    shake(model)
+    theta, found = settings(layer), []
+    for large in (2**40, 0):
+        monkeypatch.setattr(kept, "LARGE", large)
+        inner = x.clone().requires_grad_()
+        with forced(route):
+            y = model(inner, **theta)
+        # The weight of a loss that no two samples share.
+        loss = (y * torch.linspace(1, 2, y.numel(), dtype=y.dtype).view_as(y)).sum()
+        found.append(torch.autograd.grad(loss, [inner, *model.parameters()], allow_unused=True))
+    for one, other in zip(*found, strict=True):
+        assert one is None if other is None else torch.equal(one, other)
 
 
 def test_law_3_batchnorm_without_running_statistics_is_refused_per_sample() -> None:

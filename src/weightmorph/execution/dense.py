@@ -94,10 +94,11 @@ def _product(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequ
         b = part.shape[0]
         made = make(weight, own).to(dtype)
         rows = made.expand(b, *made.shape[-call.dims - 2 :]).reshape(b * g, outputs // g, -1)
-        seen = (part if plain else planes(part, geometry)).reshape(b * g, rows.shape[2], p)
+        patches = partial(_seen, part, geometry, (b * g, rows.shape[2], p))
+        seen = patches()
         if y is None:
             again = [(made, partial(make, weight, own))] if made.dtype == weight.base.dtype else []
-            again += [] if plain else [(seen, partial(planes, part, geometry))]
+            again += [] if plain else [(seen, patches)]
             with instead(*again, when=made_again(size * numbers, x.element_size())):
                 parts.append(torch.bmm(rows, seen))
         else:
@@ -105,6 +106,11 @@ def _product(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequ
         done += b * g
     total = y if y is not None else parts[0] if len(parts) == 1 else torch.cat(parts)
     return total.reshape(size, outputs, *geometry.extents)
+
+
+def _seen(x: Tensor, geometry: Geometry, shape: tuple[int, int, int]) -> Tensor:
+    """Patches `(b·G, I·T, P)`, or the input itself where they are that."""
+    return (x if geometry.plain else planes(x, geometry)).reshape(shape)
 
 
 def _tiled(call: Convolution, x: Tensor, weight: Tensor, grow: Grow) -> Tensor:
