@@ -5,8 +5,8 @@ $$y_b = W\,(M_b X_b) + A_b\,(V X_b)$$
 $X_b$ `(P, T', C)` is what each tap sees of the input, $M_b$ `(T, T')` mixes taps, $W$ `(O, C·T)` is shared by all
 samples, and $A_b V$ is a low-rank update. Patches hold T' times the input, so they are made for a few samples at a
 time, small enough to stay in a cache, and made again in the backward rather than kept. Pixels come first in them and
-channels last: they are copied in long stretches, and one small product per pixel mixes the taps and turns the two about,
-so that it gives a row for W as W lies.
+channels last: they are copied in long stretches, and one small product per pixel mixes the taps and turns the two
+about, so that it gives a row for W as W lies.
 """
 
 from __future__ import annotations
