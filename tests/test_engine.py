@@ -157,6 +157,18 @@ def test_filters_mixed_several_at_once_are_those_mixed_one_by_one(
     torch.testing.assert_close(making.mixed(filters, mix), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_the_gradient_of_one_mixing_of_many_filters_is_that_of_one_product() -> None:
+    """It is made in pieces, which can run on several cores."""
+    torch.manual_seed(0)
+    filters = torch.randn(making.MANY_FILTERS, 9, dtype=torch.float64)
+    mix = torch.randn(9, 9, dtype=torch.float64, requires_grad=True)
+    found = making.mixed(filters, mix)
+    torch.testing.assert_close(found, filters @ mix, rtol=1e-12, atol=1e-12)
+    weight = torch.randn_like(found)
+    (grad,) = torch.autograd.grad((found * weight).sum(), mix)
+    torch.testing.assert_close(grad, filters.t() @ weight, rtol=1e-12, atol=1e-9)
+
+
 @pytest.mark.parametrize("size", [3, 7], ids=["few_pixels", "many"])
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("shared", [False, True])

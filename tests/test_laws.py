@@ -171,6 +171,28 @@ def test_law_5_gradients_are_the_same_where_weights_are_made_again(
         assert one is None if other is None else torch.equal(one, other)
 
 
+@pytest.mark.parametrize("route", ["shared", "rule", "factored", "dense", "product"])
+def test_law_5_no_gradient_passes_through_what_was_written_into_a_view(case: tuple[str, str], route: str) -> None:
+    """Autograd copies such a gradient twice: the activations', or that of all samples' weights."""
+    layer, family = case
+    if layer == "conv2d_circular":
+        pytest.skip("torch's own circular padding writes into views")
+    model, x = conditioned(layer, family)
+    theta = settings(layer)
+    if route == "shared":
+        theta = {name: value[0] for name, value in theta.items()}
+    with forced("rule" if route == "shared" else route):
+        y = model(x.requires_grad_(), **theta)
+    seen, waiting = set(), [y.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            assert type(node).__name__ != "CopySlices"
+            waiting += [following for following, _ in node.next_functions]
+    assert seen
+
+
 def test_law_3_batchnorm_without_running_statistics_is_refused_per_sample() -> None:
     """Its samples would see each other; under a shared θ it works."""
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False))

@@ -15,6 +15,7 @@ from ..weights import BasisMix, LowRankUpdate, RowScale, TapMix, WeightExpressio
 from .batch import Batch, per_channel
 from .calls import PLAIN, TRANSPOSED, Convolution, Size, each
 from .dense import dense
+from .inplace import unviewed
 from .making import embedding, make
 from .norm import Operand, channels
 from .patches import Geometry, mixed_convolution, sliced
@@ -191,7 +192,7 @@ def _add_low_rank(y: Tensor, call: Convolution, x: Tensor, term: LowRankUpdate) 
     inner = _narrow(call, x, term, positions).to(y.dtype).reshape(size * g, r, positions)
     if not y.is_contiguous():
         return y + torch.bmm(left, inner).reshape(y.shape)
-    return y.view(size * g, o, positions).baddbmm_(left, inner).view(y.shape)
+    return unviewed(unviewed(y, (size * g, o, positions)).baddbmm_(left, inner), y.shape)
 
 
 def _narrow(call: Convolution, x: Tensor, term: LowRankUpdate, positions: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..slots import Grow
 from ..weights import Term, WeightExpression
 from .calls import Convolution
+from .inplace import unviewed
 from .kept import instead, made_again
 from .making import make
 from .patches import Geometry, planes, sliced
@@ -75,7 +76,7 @@ def _grouped(call: Convolution, x: Tensor, weight: Tensor, grow: Grow) -> Tensor
         return call(x, weight, grow=grow)
     merged = x.reshape(1, size * x.shape[1], *x.shape[2:])
     y = call(merged, weight.reshape(-1, *weight.shape[2:]), groups=size * call.groups, grow=grow)
-    return y.reshape(size, -1, *y.shape[2:])
+    return unviewed(y, (size, y.shape[1] // size, *y.shape[2:]))
 
 
 def _product(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequence[Term]) -> Tensor:
@@ -105,7 +106,7 @@ def _product(call: Convolution, x: Tensor, weight: WeightExpression, terms: Sequ
             torch.bmm(rows, seen, out=y[done : done + b * g])
         done += b * g
     total = y if y is not None else parts[0] if len(parts) == 1 else torch.cat(parts)
-    return total.reshape(size, outputs, *geometry.extents)
+    return unviewed(total, (size, outputs, *geometry.extents))
 
 
 def _seen(x: Tensor, geometry: Geometry, shape: tuple[int, int, int]) -> Tensor:
@@ -122,7 +123,7 @@ def _tiled(call: Convolution, x: Tensor, weight: Tensor, grow: Grow) -> Tensor:
     # (B, G·O, k0, k1, P0, P1) -> (B, G·O, P0, k0, P1, k1)
     order = [axis for a in range(n) for axis in (2 + n + a, 2 + a)]
     laid = tiles.reshape(size, g * outputs, *kernel, *extents).permute(0, 1, *order)
-    return laid.reshape(size, g * outputs, *(m * k for m, k in zip(extents, kernel, strict=True)))
+    return unviewed(laid, (size, g * outputs, *(m * k for m, k in zip(extents, kernel, strict=True))))
 
 
 def _traced_product(call: Convolution, x: Tensor, weight: Tensor, grow: Grow) -> Tensor:

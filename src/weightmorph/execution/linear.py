@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..weights import BasisMix, LowRankUpdate, RowScale, TapMix, Term, WeightExpression
 from .batch import Batch
+from .inplace import unviewed
 from .kept import instead, made_again
 from .making import embedding, make
 from .norm import Operand, values
@@ -76,7 +77,8 @@ def _product(x: Tensor, dense: Tensor) -> Tensor:
     if dense.dim() == 2:
         return F.linear(x, dense)
     rows = x.reshape(x.shape[0], -1, x.shape[-1])
-    return torch.bmm(rows, dense.to(x.dtype).transpose(1, 2)).reshape(*x.shape[:-1], dense.shape[1])
+    y = torch.bmm(rows, dense.to(x.dtype).transpose(1, 2))
+    return unviewed(y, (*x.shape[:-1], dense.shape[1]))
 
 
 def _gain(value: Tensor, y: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..slots import Grow, Slot
 from ..weights import BasisMix, Dense, LowRankUpdate, RowScale, TapMix, Term, WeightExpression, Whole, beyond, widen
+from .inplace import unviewed
 from .precision import full_precision
 
 __all__ = ["embedding", "make", "make_vectors"]
@@ -27,6 +28,10 @@ THIN_IS_SLOW = not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 FEW_FILTERS = 128
 """With fewer of them, taking several at once costs more than it saves."""
+
+
+MANY_FILTERS, PIECES = 2**14, 64
+"""From so many filters on, the gradient of a mixing is made in pieces: as one product it runs on a single core."""
 
 
 def make(expression: WeightExpression, terms: Sequence[Term] | None = None) -> Tensor:
@@ -54,7 +59,7 @@ def _make(expression: WeightExpression, terms: Sequence[Term] | None) -> Tensor:
         mix = embedding(slot, grow, base)
         for one in mixes:
             mix = mix + one.mix
-        total = mixed(base.reshape(-1, t), mix).reshape(*mixes[0].batch, *shape)
+        total = unviewed(mixed(base.reshape(-1, t), mix), (*mixes[0].batch, *shape))
         fresh = True
     else:
         total = base.reshape(shape)
@@ -112,10 +117,9 @@ def _basis(total: Tensor, term: BasisMix, ready: bool) -> Tensor:
     """`total + mix @ bank` in one product: mix `(*B, D)`."""
     mix, bank = term.mix.reshape(-1, term.mix.shape[-1]), term.bank.flatten(1)
     if ready:
-        total.view(mix.shape[0], -1).addmm_(mix, bank)
-        return total
+        return unviewed(unviewed(total, (mix.shape[0], bank.shape[1])).addmm_(mix, bank), total.shape)
     start = total.reshape(-1, bank.shape[1])  # one row for all samples, or one for each
-    return torch.addmm(start, mix, bank).reshape(*term.batch, *total.shape[-2:])
+    return unviewed(torch.addmm(start, mix, bank), (*term.batch, *total.shape[-2:]))
 
 
 def embedding(slot: Slot, grow: Grow, like: Tensor) -> Tensor:
@@ -135,6 +139,8 @@ def mixed(taps: Tensor, mix: Tensor) -> Tensor:
     """
     f, t = taps.shape
     batch, wide = mix.shape[:-2], mix.shape[-1]
+    if not batch and mix.requires_grad and f >= MANY_FILTERS and f % PIECES == 0 and torch.is_grad_enabled():
+        return unviewed(torch.bmm(taps.view(PIECES, -1, t), mix.expand(PIECES, t, wide)), (f, wide))
     k = 1 if not THIN_IS_SLOW or wide >= WIDE or f < FEW_FILTERS else 4 if wide <= WIDE // 3 else 2
     if k == 1 or f % k:
         return taps @ mix

@@ -15,6 +15,7 @@ from ..errors import ExecutionError
 from ..slots import Slot
 from ..weights import Dense, RowScale, WeightExpression
 from .batch import Batch, NormAffine, expand, per_channel
+from .inplace import unviewed
 
 __all__ = ["HANDLERS", "Norm", "prepared"]
 
@@ -58,7 +59,7 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     rows = [v.expand(size, width).reshape(-1).to(wide) for v in (scale, shift)]
     zero = rows[0].new_zeros(size * width)
     y = F.batch_norm(x.view(1, size * width, *extents), zero, torch.ones_like(zero), rows[0], rows[1], False, 0.0, 0.0)
-    return y.view(x.shape)
+    return unviewed(y, x.shape)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..slots import Grow
 from .calls import Convolution
+from .inplace import unviewed
 from .runs import slices
 
 __all__ = ["Geometry", "mixed_convolution", "planes", "sliced"]
@@ -156,7 +157,7 @@ def mixed_convolution(x: Tensor, weight: Tensor, mix: Tensor, update: Update | N
         y: Tensor = _Mixed.apply(x, mix, left, right, weight, g)  # type: ignore[no-untyped-call]
     else:
         y = _forward(x, mix, left, right, weight, g)
-    return y.reshape(x.shape[0], -1, *g.extents)
+    return unviewed(y, (x.shape[0], weight.shape[0], *g.extents))
 
 
 def _forward(x: Tensor, mix: Tensor, left: Tensor | None, right: Tensor | None, weight: Tensor, g: Geometry) -> Tensor:
