@@ -17,7 +17,7 @@ from .calls import PLAIN, TRANSPOSED, Convolution, Size, each
 from .dense import dense
 from .inplace import unviewed
 from .making import embedding, make
-from .norm import Operand, channels
+from .norm import Operand, values
 from .patches import Geometry, mixed_convolution, sliced
 from .planner import choose
 from .precision import full_precision, layer_dtype
@@ -83,9 +83,10 @@ def _run(
     else:
         layer = layer_of(call, x, weight)
         y = choose(batch, where, x, weight, layer, partial(run, call), partial(call, grow=weight.grow))
-    if isinstance(bias, Tensor):
-        return y.add_(per_channel(bias.unsqueeze(0), y))  # it is ours: no route keeps its output
-    return channels(batch, y, None, bias)
+    if bias is None:
+        return y
+    shift = values(batch, bias)
+    return y.add_(per_channel(shift if shift.dim() == 2 else shift.unsqueeze(0), y))  # ours: no route keeps its output
 
 
 def layer_of(call: Convolution, x: Tensor, weight: WeightExpression) -> Layer:

@@ -118,11 +118,16 @@ def _tiled(call: Convolution, x: Tensor, weight: Tensor, grow: Grow) -> Tensor:
     """A transposed convolution whose outputs do not overlap: each pixel times a weight is a tile, all laid together."""
     size, g, (inputs, outputs, *kernel), extents = x.shape[0], call.groups, weight.shape[-call.dims - 2 :], x.shape[2:]
     rows = weight.to(x.dtype).expand(size, *weight.shape[-call.dims - 2 :]).reshape(size * g, inputs // g, -1)
-    tiles = torch.bmm(rows.transpose(1, 2), x.reshape(size * g, inputs // g, -1))
+    pixels = x.reshape(size * g, inputs // g, -1).transpose(1, 2)
+    tiles = torch.bmm(pixels, rows).reshape(-1, *extents, outputs, *kernel)
+    # (B·G, P0, P1, O, k0, k1) -> (B·G, O, P0, k0, P1, k1), and two numbers that stay side by side move as one.
+    pair = kernel[-1] == 2 and tiles.dtype in (torch.float32, torch.float64)
     n = call.dims
-    # (B, G·O, k0, k1, P0, P1) -> (B, G·O, P0, k0, P1, k1)
-    order = [axis for a in range(n) for axis in (2 + n + a, 2 + a)]
-    laid = tiles.reshape(size, g * outputs, *kernel, *extents).permute(0, 1, *order)
+    order = [axis for a in range(n) for axis in (1 + a, 2 + n + a)]
+    if pair:
+        laid = torch.view_as_real(torch.view_as_complex(tiles).permute(0, 1 + n, *order[:-1]).contiguous())
+    else:
+        laid = tiles.permute(0, 1 + n, *order).contiguous()
     return unviewed(laid, (size, g * outputs, *(m * k for m, k in zip(extents, kernel, strict=True))))
 
 

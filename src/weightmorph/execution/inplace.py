@@ -20,6 +20,6 @@ def unviewed(result: Tensor, shape: Sequence[int]) -> Tensor:
         >>> type(unviewed(x * 2, (6,)).add_(1).grad_fn).__name__
         'AddBackward0'
     """
-    if torch.compiler.is_compiling() or not result.is_contiguous():
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not result.is_contiguous():
         return result.reshape(shape)
-    return torch.ops.aten._unsafe_view(result, list(shape))  # type: ignore[no-any-return]
+    return torch.ops.aten._unsafe_view.default(result, list(shape))  # type: ignore[no-any-return]
