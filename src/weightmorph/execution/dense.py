@@ -121,7 +121,7 @@ def _tiled(call: Convolution, x: Tensor, weight: Tensor, grow: Grow) -> Tensor:
     pixels = x.reshape(size * g, inputs // g, -1).transpose(1, 2)
     tiles = torch.bmm(pixels, rows).reshape(-1, *extents, outputs, *kernel)
     # (B·G, P0, P1, O, k0, k1) -> (B·G, O, P0, k0, P1, k1), and two numbers that stay side by side move as one.
-    pair = kernel[-1] == 2 and tiles.dtype in (torch.float32, torch.float64)
+    pair = kernel[-1] == 2 and tiles.dtype in (torch.float32, torch.float64) and x.device.type == "cpu"
     n = call.dims
     order = [axis for a in range(n) for axis in (1 + a, 2 + n + a)]
     if pair:
