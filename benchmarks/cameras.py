@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 import weightmorph as wm
-from weightmorph.export import PlainGraph
+from weightmorph.deploy.export import PlainGraph
 
 FAMILIES: dict[str, Callable[[], wm.WeightTransform]] = {
     "low rank 8": lambda: wm.LowRank(8),

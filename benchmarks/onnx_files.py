@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 import weightmorph as wm
+from weightmorph.deploy.export import PlainGraph
 from weightmorph.errors import ExecutionError
-from weightmorph.export import PlainGraph
 
 NETWORKS = ("demo CNN 28²", "ResNet-18 32²", "EfficientNet-Lite0 64²")
 

@@ -15,7 +15,7 @@ import weightmorph as wm
 from weightmorph.execution import planner, rule
 from weightmorph.execution.batch import Batch
 from weightmorph.execution.making import make
-from weightmorph.weights import WeightExpression
+from weightmorph.terms import WeightExpression
 
 ASIDE = ", low rank on activations"
 ROUTES = ("factored", "grouped", f"grouped{ASIDE}", "product", f"product{ASIDE}")

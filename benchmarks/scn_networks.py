@@ -27,7 +27,7 @@ from weightmorph.inputs import InputTransform, Rotate, Translate, Zoom
 from weightmorph.inputs.functional import per_image
 from weightmorph.parameters import LogInterval, ParameterSpace, Theta
 from weightmorph.slots import Slot
-from weightmorph.weights import Dense, Term
+from weightmorph.terms import Dense, Term
 
 Setting = tuple[float, ...]
 FACTORS = tuple(round(0.2 + 0.05 * k, 2) for k in range(37))

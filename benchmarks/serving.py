@@ -4,7 +4,7 @@
 
 | server | what it runs |
 |---|---|
-| together | `weightmorph.serve` as it comes: requests that wait are one call with one θ per sample |
+| together | `weightmorph.serving` as it comes: requests that wait are one call with one θ per sample |
 | together, on LitServe | the same model and limits under `--engine litserve`, with one worker |
 | one at a time | the same, with `batch=1`: a call for each request |
 | one baked network per θ | the same HTTP, and behind it 64 plain networks, each made for one client's θ |
@@ -39,7 +39,7 @@ from timing import parser, say, table, times, write
 from torch import Tensor, nn
 
 import weightmorph as wm
-from weightmorph.serve import Inputs, Limits, lit_run, run
+from weightmorph.serving import Inputs, Limits, lit_run, run
 
 NETWORK, FAMILY = "demo CNN 28²", "full sum"
 TOGETHER, LITSERVE, ALONE, BAKED = "together", "together, on LitServe", "one at a time", "one baked network per θ"

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from zoo import FAMILIES, shake
 
 import weightmorph as wm
-from weightmorph import baking, errors
-from weightmorph.export import onnx as onnx_files
+from weightmorph import errors
+from weightmorph.deploy import baking
+from weightmorph.deploy.export import onnx as onnx_files
 
 ANGLES = (0.0, 30.0, 200.5)
 

@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from zoo import FAMILIES, Bend, shake
 
 import weightmorph as wm
-from weightmorph import checkpoint, errors, storage
+from weightmorph import errors, storage
+from weightmorph.base.view import View
+from weightmorph.model import load as checkpoint
 from weightmorph.storage import Fingerprint
+from weightmorph.terms import RowScale, Term
 from weightmorph.transforms import registry
 from weightmorph.transforms.base import WeightTransform
-from weightmorph.view import View
-from weightmorph.weights import RowScale, Term
 
 SAVED = [f for f in FAMILIES if f != "custom"]
 SPACE = {"angle": wm.Angle("deg", harmonics=2)}

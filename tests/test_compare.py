@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 import weightmorph as wm
-from weightmorph.compare import Comparison, Nearest, compare, stored
-from weightmorph.conditioned import Conditioned
+from weightmorph.comparison import Comparison, Nearest, compare, stored
 from weightmorph.errors import BaseError, InputError, TrainingError
 from weightmorph.estimator import estimator_of
-from weightmorph.evaluate import Contender, evaluate
-from weightmorph.fit import fine_tune, fit
+from weightmorph.evaluation import Contender, evaluate
 from weightmorph.inputs import Blur, Rotate
+from weightmorph.model import Conditioned
 from weightmorph.parameters import Angle, Categorical, Interval, LogInterval, ParameterSpace
+from weightmorph.training import fine_tune, fit
 
 STEPS = 3
 BUDGET: dict[str, Any] = {"steps": STEPS, "progress": False, "seed": 2}

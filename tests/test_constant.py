@@ -17,8 +17,8 @@ from zoo import CASES, LAYERS, applies, conditioned, settings, shake
 
 import weightmorph as wm
 from weightmorph import errors
-from weightmorph.export import computed_weights
-from weightmorph.export.constant import Constant
+from weightmorph.deploy.export import computed_weights
+from weightmorph.deploy.export.constant import Constant
 
 onnx = pytest.importorskip("onnx")
 

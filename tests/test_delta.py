@@ -14,7 +14,7 @@ from zoo import CASES, FAMILIES, applies, conditioned, settings, shake
 
 import weightmorph as wm
 from weightmorph import errors, storage
-from weightmorph.delta.change import Change, Piece
+from weightmorph.deploy.delta.change import Change, Piece
 from weightmorph.slots import Slot
 
 SPACE = {"angle": wm.Angle("deg", harmonics=2)}

@@ -18,8 +18,8 @@ from zoo import FAMILIES, shake
 
 import weightmorph as wm
 from weightmorph import errors, storage
-from weightmorph.delta.change import Change, Piece
-from weightmorph.weights import Term
+from weightmorph.deploy.delta.change import Change, Piece
+from weightmorph.terms import Term
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["alone", "with_book"])

@@ -18,16 +18,16 @@ from zoo import FAMILIES, LAYERS, Bend, applies, conditioned, forced, one_by_one
 
 import weightmorph as wm
 from weightmorph import errors
-from weightmorph.conditioned.late import unmade
 from weightmorph.execution import costs, kept, make, making, norm, planner, rule, runs
 from weightmorph.execution.batch import Batch
-from weightmorph.execution.calls import PLAIN, Convolution
 from weightmorph.execution.desk import Desk
 from weightmorph.execution.patches import Geometry, mixed_convolution
 from weightmorph.execution.rule import Kind, Layer
+from weightmorph.layers.convolution import PLAIN, Convolution
+from weightmorph.model.late import unmade
 from weightmorph.slots import Slot
+from weightmorph.terms import WeightExpression
 from weightmorph.transforms.base import Carried
-from weightmorph.weights import WeightExpression
 
 CARRIED = [name for name in FAMILIES if name not in ("perfilter_linear", "perfilter_mlp", "custom")]
 
@@ -266,7 +266,7 @@ def test_large_weights_and_patches_are_made_again_and_not_kept(route: str, monke
 
 def test_large_shared_weights_are_made_when_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without gradients, one at a time; the outputs are the same, and a layer called twice makes its weight once."""
-    from weightmorph.conditioned import late
+    from weightmorph.model import late
 
     model, x = block()
     with torch.no_grad():
@@ -351,7 +351,7 @@ def test_a_convolution_that_something_else_reads_as_well_keeps_its_rows() -> Non
 
 def test_all_norms_together_are_each_norm_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """One multiply and one add per layer, made in one row, also setting by setting."""
-    from weightmorph.conditioned import model as room
+    from weightmorph.model import conditioned as room
 
     model, x = block()
     repeated = torch.tensor([5.0, 50.0]).repeat_interleave(4)

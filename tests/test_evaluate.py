@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from weightmorph.conditioned import Conditioned, condition
 from weightmorph.errors import CheckpointError, InputError, ParameterError
-from weightmorph.evaluate import Contender, Evaluation, Row, accuracy, evaluate, setting_text, write_atomically
-from weightmorph.infer import attach, infer
+from weightmorph.estimation import attach, infer
+from weightmorph.evaluation import Contender, Evaluation, Row, accuracy, evaluate, setting_text, write_atomically
 from weightmorph.inputs import Blur, Brightness, Compose, InputTransform, Noise, Rotate
+from weightmorph.model import Conditioned, condition
 from weightmorph.parameters import Angle, Categorical, Interval, LogInterval, ParameterSpace
 from weightmorph.transforms import LowRank, Scale, Warp
 

@@ -17,8 +17,8 @@ from zoo import FAMILIES, conditioned, settings, shake
 
 import weightmorph as wm
 from weightmorph import errors
-from weightmorph.execution import calls
 from weightmorph.execution import dense as dense_routes
+from weightmorph.layers import convolution as calls
 from weightmorph.transforms.lie import exponential
 from weightmorph.transforms.resample import solve
 

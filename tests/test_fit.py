@@ -26,7 +26,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import weightmorph as wm
-from weightmorph.conditioned import Conditioned
 from weightmorph.errors import (
     BaseError,
     CheckpointError,
@@ -35,15 +34,16 @@ from weightmorph.errors import (
     ParameterError,
     TrainingError,
 )
+from weightmorph.estimation import attach
 from weightmorph.estimator import Estimator, estimator_of
-from weightmorph.fit import Fit, fine_tune, fit
-from weightmorph.fit.agree import agree
-from weightmorph.fit.data import Source, draw
-from weightmorph.fit.prior import _clear
-from weightmorph.fit.state import FILE, read
-from weightmorph.infer import attach
 from weightmorph.inputs import Blur, Brightness, Compose, Noise, Rotate
+from weightmorph.model import Conditioned
 from weightmorph.objectives import Distillation, Supervised
+from weightmorph.training import Fit, fine_tune, fit
+from weightmorph.training.agree import agree
+from weightmorph.training.data import Source, draw
+from weightmorph.training.prior import _clear
+from weightmorph.training.state import FILE, read
 
 SPACE = wm.ParameterSpace({"brightness": wm.Interval(-1.0, 1.0)})
 BRIGHTNESS = Brightness(parameter=SPACE["brightness"])

@@ -13,7 +13,8 @@ from test_checkpoint import make, rewrite, same
 from torch import Tensor, nn
 
 import weightmorph as wm
-from weightmorph import checkpoint, errors, storage
+from weightmorph import errors, storage
+from weightmorph.model import load as checkpoint
 from weightmorph.storage import container
 
 FORMAT_1 = (

@@ -18,7 +18,7 @@ from zoo import Bend
 
 import weightmorph as wm
 from weightmorph import errors, hub
-from weightmorph.evaluate import Row
+from weightmorph.evaluation import Row
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 

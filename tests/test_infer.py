@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 import weightmorph as wm
-from weightmorph.conditioned import Conditioned
 from weightmorph.errors import (
     CheckpointError,
     ExecutionError,
@@ -26,14 +25,15 @@ from weightmorph.errors import (
     ParameterLengthError,
     UnknownParameterError,
 )
+from weightmorph.estimation import attach, infer
+from weightmorph.estimation.calls import Calls, Inputs, joined
+from weightmorph.estimation.candidates import lay_out
+from weightmorph.estimation.energy import Agreement, Entropy, resolve
+from weightmorph.estimation.refine import refine
+from weightmorph.estimation.result import spread_of
 from weightmorph.estimator import Axis, Estimator, Tap, estimator_of, peak, probe
-from weightmorph.infer import attach, infer
-from weightmorph.infer.calls import Calls, Inputs, joined
-from weightmorph.infer.candidates import lay_out
-from weightmorph.infer.energy import Agreement, Entropy, resolve
-from weightmorph.infer.refine import refine
-from weightmorph.infer.result import spread_of
 from weightmorph.inputs import InputTransform
+from weightmorph.model import Conditioned
 from weightmorph.parameters import Parameter, Theta
 
 N, SURE = 32, 8.0

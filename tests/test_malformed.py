@@ -17,7 +17,7 @@ from served import SHAPE, SPACE, Client, conditioned, npy, sample, theta
 from shell import CONFIG, run, standing_in
 
 from weightmorph.cli import UNUSABLE
-from weightmorph.serve import Inputs, Limits, application
+from weightmorph.serving import Inputs, Limits, application
 
 
 @pytest.fixture

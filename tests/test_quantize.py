@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import weightmorph as wm
 from weightmorph import errors
-from weightmorph.export import PlainGraph
-from weightmorph.quantize import Quantized
+from weightmorph.deploy.export import PlainGraph
+from weightmorph.deploy.quantize import Quantized
 
 pytest.importorskip("onnxruntime")
 

@@ -25,12 +25,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from weightmorph.conditioned import Conditioned, condition
 from weightmorph.errors import InputError, MissingDependencyError
-from weightmorph.evaluate import Contender, Evaluation, Role, Row, evaluate
+from weightmorph.evaluation import Contender, Evaluation, Role, Row, evaluate
 from weightmorph.inputs import Blur, Compose, InputTransform, Rotate
+from weightmorph.model import Conditioned, condition
 from weightmorph.parameters import Angle, Categorical, Interval, LogInterval, Parameter, ParameterSpace
-from weightmorph.report import curves, maps, report, strips, style
+from weightmorph.reporting import curves, maps, report, strips, style
 from weightmorph.transforms import LowRank, Scale, Warp
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"

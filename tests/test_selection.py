@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import weightmorph as wm
-from weightmorph.selection import select_slots
+from weightmorph.base.inspect import trace
+from weightmorph.base.select import select_slots
 from weightmorph.slots import Slot
-from weightmorph.trace import trace
 
 
 class Net(nn.Module):

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 import weightmorph as wm
 from weightmorph.errors import ConfigError, MissingDependencyError, RequestError
-from weightmorph.serve import Asked, Inputs, Limits, OneSetting, PerSample, application
-from weightmorph.serve.backend import answer, backend_for
-from weightmorph.serve.batcher import Batcher
+from weightmorph.serving import Asked, Inputs, Limits, OneSetting, PerSample, application
+from weightmorph.serving.backend import answer, backend_for
+from weightmorph.serving.batcher import Batcher
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 

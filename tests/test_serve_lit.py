@@ -25,7 +25,7 @@ import weightmorph as wm
 from weightmorph.cli.commands.serve import in_worker
 from weightmorph.cli.options import Serve
 from weightmorph.errors import ConfigError, MissingDependencyError, RequestError
-from weightmorph.serve import Asked, Inputs, Limits, application, lit_api, lit_run
+from weightmorph.serving import Asked, Inputs, Limits, application, lit_api, lit_run
 
 pytest.importorskip("litserve")
 BODY = 20_000
@@ -163,7 +163,7 @@ def test_one_at_a_time_and_at_once(model: wm.Conditioned) -> None:
 
 def test_too_many_and_too_slow(model: wm.Conditioned, monkeypatch: pytest.MonkeyPatch) -> None:
     """503 when too many wait, 504 when it takes too long; what comes later is still taken from LitServe."""
-    from weightmorph.serve import lit_app
+    from weightmorph.serving import lit_app
 
     release = asyncio.Event()
 

@@ -1,20 +1,20 @@
 """Condition any frozen PyTorch network on a parameter by learning to transform its weights."""
 
 from . import errors, inputs
-from .baking import bake_many
-from .checkpoint import load
-from .compare import Comparison, compare
-from .conditioned import Conditioned, condition
-from .delta import Delta, DeltaBook, apply_delta
-from .evaluate import Contender, Evaluation, evaluate
-from .export import export_onnx, export_program
-from .fit import fine_tune, fit
+from .comparison import Comparison, compare
+from .deploy.baking import bake_many
+from .deploy.delta import Delta, DeltaBook, apply_delta
+from .deploy.export import export_onnx, export_program
+from .deploy.quantize import quantize_onnx
+from .estimation import Inferred, infer
+from .evaluation import Contender, Evaluation, evaluate
 from .hub import from_pretrained, push_to_hub, save_pretrained
-from .infer import Inferred, infer
+from .model import Conditioned, condition
+from .model.load import load
 from .objectives import Distillation, Supervised
 from .parameters import Angle, Categorical, Interval, LogInterval, ParameterSpace
-from .quantize import quantize_onnx
-from .report import report
+from .reporting import report
+from .training import fine_tune, fit
 from .transforms import Custom, Lie, LowRank, PerFilter, Scale, Subspace, Warp, WeightTransform
 
 __version__ = "0.1.0"

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from .checkpoint import load, peek
-from .conditioned import Conditioned
 from .errors import CheckpointError, require
-from .evaluate import Evaluation, write_atomically
+from .evaluation import Evaluation, write_atomically
+from .model import Conditioned
+from .model.load import load, peek
 from .parameters import Angle, Categorical, Parameter
 from .storage import Record, listed
 from .transforms.registry import foreign
@@ -208,7 +208,7 @@ def from_pretrained(
 def _curve(report: Evaluation) -> tuple[bytes, str]:
     """The evaluation's first picture, and its words."""
     require("matplotlib", "report", "the curve on a model card")
-    from .report import curves
+    from .reporting import curves
 
     picture = curves.pictures(report)[0]
     return picture.png, picture.alt

@@ -101,7 +101,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def load(source: str | None, options: Mapping[str, Any], take: Sequence[int] | None, key: str) -> Any:
-    """Data as [`fit`][weightmorph.fit.fit] and [`evaluate`][weightmorph.evaluate] take them.
+    """Data as [`fit`][weightmorph.fit] and [`evaluate`][weightmorph.evaluate] take them.
 
     Args:
         source: as the help of `--data` says.

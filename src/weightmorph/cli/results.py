@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checkpoint import load, peek
-from ..conditioned import Conditioned
 from ..errors import ConfigError
+from ..model import Conditioned
+from ..model.load import load, peek
 from ..storage import Record, versions
 from ..transforms.registry import foreign
 from .files import write_yaml

@@ -2,7 +2,7 @@ r"""A small head on the base's early features that says how likely every value o
 
 [`Estimator`][weightmorph.estimator.Estimator] is trained by `fit(…, predict_parameter=True)` and stays with the model
 as `model.estimator`, so that it is saved, moved and copied with it. `model(x, angle="infer")` asks it, and so does
-[`infer`][weightmorph.infer.infer], which can go on from there.
+[`infer`][weightmorph.infer], which can go on from there.
 """
 
 from .axis import Axis, peak

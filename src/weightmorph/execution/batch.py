@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BatchSizeError, ConditioningWarning, MemoryLimitError
-from ..weights import WeightExpression
+from ..terms import WeightExpression
 from .desk import Desk
 
 __all__ = ["DEFAULT_MEMORY_LIMIT", "Batch", "NormAffine", "expand", "per_channel"]

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..layers.convolution import PLAIN, TRANSPOSED, Convolution, Size, each
 from ..slots import Grow
-from ..weights import BasisMix, LowRankUpdate, RowScale, TapMix, WeightExpression, beyond, widen
+from ..terms import BasisMix, LowRankUpdate, RowScale, TapMix, WeightExpression, beyond, widen
 from .batch import Batch, per_channel
-from .calls import PLAIN, TRANSPOSED, Convolution, Size, each
 from .dense import dense
 from .inplace import unviewed
 from .making import embedding, make

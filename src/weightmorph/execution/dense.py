@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..layers.convolution import Convolution
 from ..slots import Grow
-from ..weights import Term, WeightExpression
-from .calls import Convolution
+from ..terms import Term, WeightExpression
 from .inplace import unviewed
 from .kept import instead, made_again
 from .making import make

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..weights import WeightExpression
+from ..terms import WeightExpression
 from . import rule
 from .rule import Layer, Plan
 

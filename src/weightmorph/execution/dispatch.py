@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..errors import ExecutionError
+from ..layers.convolution import widened
 from ..slots import Slot
-from ..weights import WeightExpression, Whole
+from ..terms import WeightExpression, Whole
 from . import convolution, fallback, linear, norm
 from .batch import Batch
-from .calls import widened
 from .making import make
 
 __all__ = ["Scope", "StandIn", "call"]

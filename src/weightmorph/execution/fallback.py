@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExecutionError
-from ..weights import WeightExpression
+from ..terms import WeightExpression
 from .batch import Batch, expand
 
 __all__ = ["call"]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..weights import BasisMix, LowRankUpdate, RowScale, TapMix, Term, WeightExpression
+from ..terms import BasisMix, LowRankUpdate, RowScale, TapMix, Term, WeightExpression
 from .batch import Batch
 from .inplace import unviewed
 from .kept import instead, made_again

@@ -1,6 +1,6 @@
 """W(θ) as a tensor, made with as few passes over it as its terms allow.
 
-[`WeightExpression.dense`][weightmorph.weights.WeightExpression.dense] says what the tensor is, term by term, and is the
+[`WeightExpression.dense`][weightmorph.terms.WeightExpression.dense] says what the tensor is, term by term, and is the
 oracle of what is done here: one product that mixes the taps with the identity included, one fused multiply for the
 rows' scales, one product that adds the low-rank update in place.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..slots import Grow, Slot
-from ..weights import BasisMix, Dense, LowRankUpdate, RowScale, TapMix, Term, WeightExpression, Whole, beyond, widen
+from ..terms import BasisMix, Dense, LowRankUpdate, RowScale, TapMix, Term, WeightExpression, Whole, beyond, widen
 from .inplace import unviewed
 from .precision import full_precision
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import ExecutionError
 from ..slots import Slot
-from ..weights import Dense, RowScale, WeightExpression
+from ..terms import Dense, RowScale, WeightExpression
 from .batch import Batch, NormAffine, expand, per_channel
 from .inplace import unviewed
 

@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..layers.convolution import Convolution
 from ..slots import Grow
-from .calls import Convolution
 from .inplace import unviewed
 from .runs import slices
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..errors import MemoryLimitError
-from ..weights import Dense, WeightExpression, Whole
+from ..terms import Dense, WeightExpression, Whole
 from . import rule
 from .batch import Batch, expand
 from .desk import Run

@@ -23,7 +23,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from ..slots import Grow, Slot
-from ..weights import BasisMix, LowRankUpdate, RowScale, TapMix, Term, WeightExpression, Whole
+from ..terms import BasisMix, LowRankUpdate, RowScale, TapMix, Term, WeightExpression, Whole
 from .costs import COSTS, Costs
 
 __all__ = ["Kind", "Layer", "Plan", "Route", "candidates", "kinds", "plan", "remembered", "spreads"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..weights import Term
+from ..terms import Term
 
 __all__ = ["pieces", "slices"]
 

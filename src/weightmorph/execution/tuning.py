@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..weights import Term, WeightExpression
+from ..terms import Term, WeightExpression
 from . import rule
 from .desk import Entry, Run
 from .kept import made_again

@@ -10,13 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import affine as maps
-from ..errors import (
-    MissingParameterError,
-    ParameterError,
-    ParameterLengthError,
-    UnknownParameterError,
-    near,
-)
+from ..errors import MissingParameterError, ParameterError, ParameterLengthError, UnknownParameterError, near
 from .angle import Angle
 from .base import Parameter, Theta, Value
 from .categorical import Categorical

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import TransformError
 from ..parameters import ParameterSpace
 from ..slots import Slot
-from ..weights import Term, WeightExpression
+from ..terms import Term, WeightExpression
 
 __all__ = ["Carried", "Sum", "WeightTransform", "anchored", "gain_network", "relative"]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import TransformError
 from ..slots import Slot
-from ..weights import Dense, Term, Whole
+from ..terms import Dense, Term, Whole
 from .base import WeightTransform, anchored
 
 __all__ = ["Custom"]

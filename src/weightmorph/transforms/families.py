@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import NoGradientError, TransformError
 from ..parameters import ParameterSpace
 from ..slots import Slot
-from ..weights import Term, WeightExpression
+from ..terms import Term, WeightExpression
 from .base import Carried, WeightTransform
 
 __all__ = ["Families"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import TransformError
 from ..parameters import ParameterSpace
 from ..slots import Slot
-from ..weights import TapMix
+from ..terms import TapMix
 from .base import Carried, anchored
 
 __all__ = ["Lie"]

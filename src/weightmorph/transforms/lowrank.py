@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import RankError, TransformError
 from ..slots import Slot
-from ..weights import LowRankUpdate
+from ..terms import LowRankUpdate
 from .base import Carried, gain_network, relative
 from .together import networks
 

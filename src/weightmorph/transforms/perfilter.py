@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import TransformError
 from ..parameters import ParameterSpace
 from ..slots import Slot
-from ..weights import Dense, Term, Whole
+from ..terms import Dense, Term, Whole
 from .base import WeightTransform, anchored
 
 __all__ = ["PerFilter"]

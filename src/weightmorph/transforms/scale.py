@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..parameters import ParameterSpace
 from ..slots import Slot
-from ..weights import Dense, RowScale, Term
+from ..terms import Dense, RowScale, Term
 from .base import Carried
 
 __all__ = ["Scale"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import TransformError
 from ..slots import Slot
-from ..weights import BasisMix
+from ..terms import BasisMix
 from .base import Carried, gain_network, relative
 from .together import networks
 

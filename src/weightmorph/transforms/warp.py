@@ -13,7 +13,7 @@ from .. import affine
 from ..errors import TransformError
 from ..parameters import ParameterSpace
 from ..slots import Slot
-from ..weights import TapMix
+from ..terms import TapMix
 from .base import Carried, anchored
 from .resample import Resampler
 

@@ -8,10 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ...baking import SUFFIX, bake_many
-from ...conditioned import Conditioned
-from ...delta import Delta
+from ...deploy.baking import SUFFIX, bake_many
+from ...deploy.delta import Delta
 from ...errors import ConfigError
+from ...model import Conditioned
 from ..files import read_settings
 from ..options import Bake, Job
 from ..recipes import configuring

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ...errors import ConfigError
-from ...evaluate import Contender
+from ...evaluation import Contender
 from ...inputs import InputTransform
 from .. import data as sources
 from ..options import Compare, Job
@@ -23,7 +23,7 @@ __all__ = ["run"]
 
 def run(job: Job[Compare]) -> int:
     """Train, judge, show the table and the advice, and write them with the configuration."""
-    from ...compare import compare
+    from ...comparison import compare
 
     options, trainer = job.options, job.options.trainer
     for name, least in (("grid", 1), ("one4one", 0), ("rounds", 0)):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import ConfigError
-from ...evaluate import Contender, evaluate
+from ...evaluation import Contender, evaluate
 from ...inputs import InputTransform
-from ...report import report
+from ...reporting import report
 from .. import data as sources
 from ..options import Evaluate, Job
 from ..recipes import configuring, input_transform

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from ...deploy.export import export_onnx, export_program
 from ...errors import ConfigError
-from ...export import export_onnx, export_program
 from ...storage import replaced
 from ..options import Export, Job
 from ..results import destination, example_input, loaded, quiet_export, write_config

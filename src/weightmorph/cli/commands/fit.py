@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from ...conditioned import Conditioned, condition
 from ...errors import CheckpointError, ConfigError
-from ...fit import fit
-from ...fit.run import agree
 from ...inputs import InputTransform
+from ...model import Conditioned, condition
+from ...training import fit
+from ...training.run import agree
 from .. import data as sources
 from ..exits import TERMINATED
 from ..options import Fit, Job, Trainer

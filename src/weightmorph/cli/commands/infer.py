@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ...conditioned import Conditioned
 from ...errors import ConfigError
-from ...evaluate import write_atomically
+from ...evaluation import write_atomically
+from ...model import Conditioned
 from ...parameters import Angle
 from .. import data as sources
 from ..options import Infer, Job
@@ -21,14 +21,14 @@ from ..results import destination, loaded, write_config
 from ..show import say
 
 if TYPE_CHECKING:
-    from ...infer import Inferred
+    from ...estimation import Inferred
 
 __all__ = ["run"]
 
 
 def run(job: Job[Infer]) -> int:
     """Estimate θ, say how sure that is, and write a line for each image."""
-    from ...infer import infer
+    from ...estimation import infer
 
     options = job.options
     for name in ("limit", "candidates", "batch_size"):

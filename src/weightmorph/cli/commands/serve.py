@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ... import serve
-from ...conditioned import Conditioned
+from ... import serving as serve
 from ...errors import ConfigError
+from ...model import Conditioned
 from ..options import Job, Serve
 from ..results import input_shape, loaded
 from ..show import say

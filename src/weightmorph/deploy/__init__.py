@@ -1,0 +1,1 @@
+"""What leaves the workshop: baked networks, deltas, exported graphs."""

@@ -1,0 +1,204 @@
+"""ONNX files: of a model with θ as an input, and of many baked networks that differ in their weights alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import ExecutionError, require
+from ...model import Conditioned
+from ...storage import digest, listed, versions
+from ...transforms.registry import plain
+from .program import BATCH, Call, call_of, inputs_of, names_of, program_of
+
+__all__ = ["PlainGraph", "computed_weights", "export_onnx", "save_onnx"]
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm")
+"""Operations with a weight, which is their second input."""
+
+
+def export_onnx(
+    model: Conditioned,
+    path: str | os.PathLike[str],
+    args: Any,
+    *,
+    per_sample: bool = False,
+    dynamic_batch: bool = True,
+    constant_weights: bool = False,
+) -> None:
+    """Write the model as an ONNX file whose inputs are the base's own and one per parameter.
+
+    The inputs keep their names, the outputs are `output`, or `output_0`, `output_1` … Encoding θ is part of the graph:
+    a caller passes degrees. The file's metadata hold, under `weightmorph`, the parameters with their units, ranges and
+    encodings as JSON. The file is written beside `path` first and then moved. A model of more than 2 GB gets a second
+    file beside it, as ONNX demands.
+
+    Args:
+        model, args, per_sample, dynamic_batch, constant_weights: as for
+            [`export_program`][weightmorph.export_program]. With `constant_weights` the file is also looked through
+            before it is written: no convolution and no linear layer in it has a weight that follows an input.
+        path: where to, customarily `*.onnx`.
+
+    Raises:
+        ExecutionError: if the network cannot be traced, holds an operation that ONNX does not know, or, with
+            `constant_weights`, has a layer that cannot be given constant weights.
+        MissingDependencyError: if onnx or onnxscript is not installed.
+        OSError: if the file cannot be written.
+    """
+    _require()
+    call = call_of(model, args, per_sample, dynamic_batch, constant_weights)
+    made = _exported(call)
+    if constant_weights:
+        computed = computed_weights(made.model)
+        if computed:
+            raise ExecutionError(
+                f"constant_weights: the weights of {listed(computed)} are computed in the network itself, from its "
+                "inputs; export without constant_weights, or bake one setting: model.bake(…)"
+            )
+    about = {
+        "parameters": model.space.config(),
+        "per_sample": per_sample,
+        "constant_weights": constant_weights,
+        "transform": model.recipe,
+        "written_by": versions(),
+    }
+    save_onnx(made, path, about)
+
+
+def _require() -> None:
+    for package in ("onnx", "onnxscript"):
+        require(package, "onnx", "exporting to ONNX")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch's exporter copies a tree of a kind that torch itself has deprecated, and minds that one name is given to
+    the first axis of several inputs, which is what is meant.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="# The axis name: batch")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        yield
+
+
+def _exported(call: Call, optimize: bool = True) -> Any:
+    """A call as an ONNX program."""
+    program = program_of(call)
+    count = len(program.graph_signature.user_outputs)
+    outputs = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+    with _quiet():
+        try:
+            made = torch.onnx.export(
+                program, dynamo=True, verbose=False, output_names=outputs, optimize=optimize,
+                dynamic_shapes=call.shapes(lambda: BATCH),
+            )  # fmt: skip
+        except Exception as error:  # whatever the exporter says to an operation it does not know
+            raise ExecutionError(f"the model cannot be written as ONNX: {_last(error)}") from error
+    assert made is not None
+    return made
+
+
+def save_onnx(made: Any, path: str | os.PathLike[str], about: Mapping[str, Any]) -> None:
+    """Write a program with its metadata, whole or not at all."""
+    made.model.metadata_props["weightmorph"] = json.dumps(plain(dict(about)), ensure_ascii=False)
+    path = Path(path)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        made.save(Path(folder) / path.name)
+        # The model comes last: it is of no use without its data.
+        for file in sorted(Path(folder).iterdir(), key=lambda f: f.name == path.name):
+            os.replace(file, path.parent / file.name)
+
+
+def computed_weights(model: Any) -> list[str]:
+    """The convolutions and linear layers of a graph whose weight depends on one of its inputs.
+
+    Args:
+        model: an `onnx_ir.Model`; functions are inlined, as the exporter leaves it.
+
+    Returns:
+        per such node, its operation and the name of its weight.
+    """
+    follows = {id(value) for value in model.graph.inputs}
+    found = []
+    for node in model.graph:
+        if any(value is not None and id(value) in follows for value in node.inputs):
+            follows.update(id(value) for value in node.outputs)
+        if node.op_type in LAYERS and len(node.inputs) > 1 and id(node.inputs[1]) in follows:
+            found.append(f"{node.op_type} {node.inputs[1].name}")
+    return found
+
+
+def _last(error: BaseException) -> str:
+    """The first cause: an exporter's own message is a page about itself."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"
+
+
+class PlainGraph:
+    """One plain network's graph, into which weights are put: exporting takes many times what exchanging them does.
+
+    Args:
+        net: the network; it is traced, and left as it is.
+        args: an example of its inputs, as for [`export_onnx`][weightmorph.export_onnx].
+        dynamic_batch: leave the batch's size open.
+
+    Raises:
+        ExecutionError: if the network cannot be traced, or holds an operation that ONNX does not know.
+        MissingDependencyError: if onnx or onnxscript is not installed.
+    """
+
+    def __init__(self, net: nn.Module, args: Any, dynamic_batch: bool = True) -> None:
+        _require()
+        positional, keyword, size = inputs_of(args, dynamic_batch)
+        names = names_of(net, positional, keyword)
+        call = Call(net.eval(), positional, keyword, names, size if dynamic_batch else None)
+        # Not optimised: after that its weights would be no longer the network's, but folded with the norm layers'.
+        self._made = _exported(call, optimize=False)
+        self._state = {name: tensor.detach() for name, tensor in net.state_dict().items()}
+        held = self._made.model.graph.initializers
+        known = {digest(tensor) for name, tensor in self._state.items() if name in held}
+        # Where the exporter has kept one of two equal tensors for both, neither can be exchanged alone.
+        self._merged = any(digest(t) in known for name, t in self._state.items() if name not in held)
+
+    def fits(self, state: Mapping[str, Tensor]) -> bool:
+        """Do only tensors differ that the graph holds as they are, and none in its shape?"""
+        held = self._made.model.graph.initializers
+        if self._merged or list(state) != list(self._state):
+            return False
+        changed = [name for name, value in state.items() if not _equal(value, self._state[name])]
+        return all(name in held and state[name].shape == self._state[name].shape for name in changed)
+
+    def save(self, state: Mapping[str, Tensor], path: str | os.PathLike[str], about: Mapping[str, Any]) -> None:
+        """Write the graph with these weights, optimised, whole or not at all.
+
+        Args:
+            state: the network's `state_dict`, for which `fits` is true.
+            path: where to.
+            about: goes into the metadata, under `weightmorph`.
+        """
+        import onnx_ir
+
+        made = torch.onnx.ONNXProgram(self._made.model.clone(), None)
+        held = made.model.graph.initializers
+        for name, value in state.items():
+            if name in held:
+                array = value.detach().cpu().contiguous().numpy()
+                held[name].const_value = onnx_ir.tensor(array, name=name)
+        with _quiet():
+            made.optimize()
+        save_onnx(made, path, about)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one.detach(), other)

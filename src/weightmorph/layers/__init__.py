@@ -1,0 +1,1 @@
+"""Layer operations: the functions that consume a weight, and their geometry."""

@@ -1,0 +1,31 @@
+"""Which shared weights are made when the base reads them, and which are not made at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from ..base.inspect import Trace
+from ..execution.rule import Layer, kinds, spreads
+from ..slots import Slot
+from ..terms import WeightExpression
+
+__all__ = ["read_once", "unmade"]
+
+LARGE_WEIGHT = 2**16
+"""Numbers from which on a weight need not live longer than the call that reads it."""
+
+
+def read_once(slots: Mapping[str, Slot], seen: Trace) -> frozenset[str]:
+    """Slots with a large weight that one function reads: it is made then."""
+    uses = seen.uses
+    return frozenset(n for n, s in slots.items() if uses.get(n) == 1 and math.prod(s.shape) >= LARGE_WEIGHT)
+
+
+def unmade(expressions: Mapping[str, WeightExpression], seen: Trace, batch: int) -> frozenset[str]:
+    """Slots whose layers see so little that making their shared weight would cost more than using it."""
+    return frozenset(
+        name
+        for name, e in expressions.items()
+        if seen.positions.get(name) and spreads(kinds(e), Layer.of(e.slot, seen.positions[name], e.grow, batch))
+    )
