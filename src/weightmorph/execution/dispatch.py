@@ -9,17 +9,14 @@ import torch
 from torch import Tensor
 
 from ..errors import ExecutionError
-from ..layers.convolution import widened
 from ..slots import Slot
-from ..terms import WeightExpression, Whole
-from . import convolution, fallback, linear, norm
+from ..layers import with_room
+from ..terms import Replacement, WeightExpression
+from . import fallback
 from .batch import Batch
-from .making import make
+from .handlers import HANDLERS, WIDENED
 
 __all__ = ["Scope", "StandIn", "call"]
-
-HANDLERS: dict[Any, Callable[..., Tensor]] = {**convolution.HANDLERS, **linear.HANDLERS, **norm.HANDLERS}
-"""Functions whose per-sample form is known: `(batch, where, …the function's own arguments…) -> Tensor`."""
 
 METADATA = frozenset(
     "shape dtype device ndim size dim numel nelement is_floating_point is_complex stride layout is_cuda is_contiguous "
@@ -66,7 +63,7 @@ class StandIn:
             return scope.remake(self.slot.name)
         made = scope.made[self.slot.name]
         if isinstance(made, WeightExpression) and not made.batch:
-            made = make(made)
+            made = made.materialise()
             if self.slot.name not in scope.once:
                 scope.made[self.slot.name] = made
         return made
@@ -106,7 +103,7 @@ class Derived(StandIn):
         slot = Slot.of(value.shape[1:], source.slot.name)
         super().__init__(source.scope, slot, value[0])
         # It may be consumed by any function, so no layout is claimed beyond the shape.
-        self.expression = WeightExpression(slot, self.base, (Whole(slot, self.base, value),))
+        self.expression = WeightExpression(slot, self.base, (Replacement(slot, self.base, value),))
 
     def operand(self) -> WeightExpression:
         return self.expression
@@ -159,8 +156,8 @@ def call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 def shared(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], found: list[StandIn]) -> Any:
     """One weight for the batch: the function itself, with room for a kernel that has grown."""
     grown = next((s for s in found if s.slot.growable), None)
-    if grown is not None and func in convolution.HANDLERS:
-        return func(**widened(func, args, kwargs, grown.slot))
+    if grown is not None and func in WIDENED:
+        return func(**with_room(func, args, kwargs, grown.slot))
     return func(*args, **kwargs)
 
 
