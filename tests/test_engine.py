@@ -14,15 +14,15 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor, nn
+from weightmorph.execution.desk import Desk
+from weightmorph.execution.patches import Geometry, mixed_convolution
+from weightmorph.execution.rule import Kind, Layer
 from zoo import FAMILIES, LAYERS, Bend, applies, conditioned, forced, one_by_one, settings, shake
 
 import weightmorph as wm
 from weightmorph import errors
 from weightmorph.execution import costs, kept, make, making, norm, planner, rule, runs
 from weightmorph.execution.batch import Batch
-from weightmorph.execution.desk import Desk
-from weightmorph.execution.patches import Geometry, mixed_convolution
-from weightmorph.execution.rule import Kind, Layer
 from weightmorph.layers.convolution import PLAIN, Convolution
 from weightmorph.model.late import unmade
 from weightmorph.slots import Slot
@@ -227,7 +227,7 @@ def test_a_few_samples_at_a_time_is_all_of_them(route: str, grad: bool, monkeypa
     for cache in (1, 70_000, 2**40):
         monkeypatch.setattr(runs, "CACHE", cache)
         model.zero_grad()
-        with forced("dense" if route == "grouped" else route), torch.set_grad_enabled(grad):
+        with forced(model, "dense" if route == "grouped" else route), torch.set_grad_enabled(grad):
             y = model(x, angle=ANGLES)
             if grad:
                 y.square().sum().backward()
@@ -254,7 +254,7 @@ def test_large_weights_and_patches_are_made_again_and_not_kept(route: str, monke
         monkeypatch.setattr(kept, "LARGE", large)
         saved.clear()
         model.zero_grad()
-        with forced("dense" if route == "grouped" else route):
+        with forced(model, "dense" if route == "grouped" else route):
             y = model(x.clone().requires_grad_(), angle=ANGLES)
         made = sum(not isinstance(item, Tensor) for item in saved)
         expected = {"grouped": 4, "product": 6}[route]
@@ -589,9 +589,9 @@ def test_summary_of_a_call_says_route_reason_and_cost() -> None:
     assert "6 samples" in text
     assert "one θ for the batch" in model.summary(x, angle=3.0)
     few = torch.tensor([5.0, 50.0]).repeat(6)
-    with forced("bucketed"):
+    with forced(model, "bucketed"):
         assert "setting by setting" in model.summary(torch.cat([x, x]), angle=few)
-    with forced("factored"):
+    with forced(model, "factored"):
         assert "12 samples" in model.summary(torch.cat([x, x]), angle=few)
 
 
@@ -602,9 +602,9 @@ def test_without_a_backward_no_dense_weights_of_all_samples_exist() -> None:
     """So a limit that they would pass refuses training on a dense route and nothing else."""
     model, x = block(wm.Warp() + wm.Scale())
     model.memory_limit = 1000
-    with torch.no_grad(), forced("dense"):
+    with torch.no_grad(), forced(model, "dense"):
         model(x, angle=ANGLES)
-    with forced("dense"):  # structured terms find a way round
+    with forced(model, "dense"):  # structured terms find a way round
         torch.testing.assert_close(model(x, angle=ANGLES), one_by_one(model, x, {"angle": ANGLES}))
     dense, x = block(wm.PerFilter("mlp"))
     dense.memory_limit = 1000
@@ -647,7 +647,7 @@ def test_patches_are_not_kept_for_the_backward() -> None:
         saved.append(t.untyped_storage().nbytes())
         return t
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), forced("factored"):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), forced(model, "factored"):
         model(x, angle=ANGLES)
     largest_map = 6 * 8 * 9 * 9 * 8  # samples x channels x pixels x bytes
     assert max(saved) <= largest_map
@@ -664,7 +664,7 @@ def test_autocast_casts_as_the_base_would(route: str, grad: bool) -> None:
     model, x = model.float(), x.float()
     theta = torch.tensor([33.0, 140.0]).repeat_interleave(4) if route == "bucketed" else ANGLES
     x = torch.cat([x, x[:2]]) if route == "bucketed" else x
-    with forced(route), torch.set_grad_enabled(grad):
+    with forced(model, route), torch.set_grad_enabled(grad):
         exact = model(x, angle=theta)
         with torch.autocast("cpu", torch.bfloat16):
             rough = model(x, angle=theta)
@@ -682,7 +682,7 @@ def test_memory_formats(channels_last: bool) -> None:
     expected = model(x, angle=ANGLES)
     given = x.contiguous(memory_format=torch.channels_last) if channels_last else x.transpose(2, 3).contiguous().mT
     for route in ("factored", "dense", "product", "rule"):
-        with forced(route):
+        with forced(model, route):
             torch.testing.assert_close(model(given, angle=ANGLES), expected, rtol=1e-10, atol=1e-10)
 
 
@@ -690,7 +690,7 @@ def test_a_users_own_module_runs_beside_ours() -> None:
     """Dense terms keep their own way in a sum; each part on its best route is still the sum."""
     model, x = block(wm.Warp() + wm.LowRank(2) + wm.Custom(Bend(), anchored=True) + wm.Scale())
     for route in ("rule", "dense", "product"):
-        with forced(route):
+        with forced(model, route):
             torch.testing.assert_close(
                 model(x, angle=ANGLES), one_by_one(model, x, {"angle": ANGLES}), rtol=1e-10, atol=1e-10
             )

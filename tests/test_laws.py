@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zoo import CASES, FAMILIES, LAYERS, ROUTES, base, conditioned, forced, one_by_one, settings, shake, space
 
 import weightmorph as wm
-from weightmorph.execution import kept
+from weightmorph.layers import using
 
 
 @pytest.fixture(params=CASES, ids="-".join)
@@ -67,7 +67,7 @@ def test_law_2_per_sample_equals_baking_each_samples_network(case: tuple[str, st
     if route == "bucketed":
         x = torch.cat((x, x.flip(0)))[:9]
         theta = settings(layer, 9, distinct=2)
-    with forced(route):
+    with forced(model, route):
         got = model(x, **theta)
     torch.testing.assert_close(got, one_by_one(model, x, theta), rtol=1e-10, atol=1e-10)
 
@@ -149,23 +149,20 @@ def test_law_5_gradients_agree_with_finite_differences(layer: str, family: str, 
 
 
 @pytest.mark.parametrize("route", ["dense", "product"])
-def test_law_5_gradients_are_the_same_where_weights_are_made_again(
-    case: tuple[str, str], route: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Large weights and patches are not kept for the backward; of small ones the same is asked here."""
+def test_law_5_gradients_are_the_same_where_weights_are_recomputed(case: tuple[str, str], route: str) -> None:
+    """Large weights and patches are recomputed in the backward pass; the same is asked of small ones here."""
     layer, family = case
     model, x = conditioned(layer, family)
     shake(model)
-    theta, found = settings(layer), []
-    for large in (2**40, 0):
-        monkeypatch.setattr(kept, "LARGE", large)
+    theta, gradients = settings(layer), []
+    for size in (2**40, 0):
         inner = x.clone().requires_grad_()
-        with forced(route):
+        with using(recompute=size), forced(model, route):
             y = model(inner, **theta)
-        # The weight of a loss that no two samples share.
-        loss = (y * torch.linspace(1, 2, y.numel(), dtype=y.dtype).view_as(y)).sum()
-        found.append(torch.autograd.grad(loss, [inner, *model.parameters()], allow_unused=True))
-    for one, other in zip(*found, strict=True):
+            # The weight of a loss that no two samples share.
+            loss = (y * torch.linspace(1, 2, y.numel(), dtype=y.dtype).view_as(y)).sum()
+            gradients.append(torch.autograd.grad(loss, [inner, *model.parameters()], allow_unused=True))
+    for one, other in zip(*gradients, strict=True):
         assert one is None if other is None else torch.equal(one, other)
 
 
@@ -179,7 +176,7 @@ def test_law_5_no_gradient_passes_through_a_view_that_was_written_to(layer: str,
     theta = settings(layer)
     if route == "shared":
         theta = {name: value[0] for name, value in theta.items()}
-    with forced("rule" if route == "shared" else route):
+    with forced(model, "rule" if route == "shared" else route):
         y = model(x.requires_grad_(), **theta)
     seen, waiting = set(), [y.grad_fn]
     while waiting:

@@ -6,10 +6,9 @@ network in LAYERS is tested with every family. Both inherit all laws.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +16,7 @@ from torch import Tensor, nn
 
 import weightmorph as wm
 from weightmorph import transforms
-from weightmorph.execution import rule
-from weightmorph.execution.rule import Plan
+from weightmorph.execution import ForcedRoute
 from weightmorph.slots import Slot
 from weightmorph.terms import Term
 
@@ -269,20 +267,11 @@ def one_by_one(model: wm.Conditioned, x: Tensor, theta: dict[str, Tensor]) -> Te
 
 
 @contextmanager
-def forced(route: str) -> Iterator[None]:
+def forced(model: wm.Conditioned, route: str) -> Iterator[None]:
     """Take one route wherever it exists, whatever the rule says."""
-    if route == "rule":
+    routes: dict[str, ForcedRoute | None] = {"rule": None, "dense": "grouped", "bucketed": "by setting"}
+    model.route = routes.get(route, route)  # type: ignore[arg-type]
+    try:
         yield
-        return
-    if route == "bucketed":
-        with mock.patch.object(rule, "bucketed", lambda terms, layer, settings: True):
-            yield
-        return
-
-    def choose(terms: Sequence[rule.Kind], layer: rule.Layer) -> Plan:
-        known = rule.candidates(terms, layer)
-        wanted = {"dense": "grouped"}.get(route, route)
-        return next((p for p in known if p.route == wanted), next(p for p in known if p.route != "factored"))
-
-    with mock.patch.object(rule, "plan", choose), mock.patch.object(rule, "remembered", choose):
-        yield
+    finally:
+        model.route = None

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..layers.convolution import PLAIN, Convolution, each
+from ..layers import Convolution, each
 from ..slots import Grow, Slot
 
 __all__ = ["TOLD", "place", "tell"]
@@ -40,7 +40,7 @@ def tell(layer: Any, slot: Slot, grow: Grow) -> None:
     """
     n = slot.spatial
     own = layer.padding if isinstance(layer.padding, str) else each(layer.padding, n)
-    call = Convolution(PLAIN[n], n, each(layer.stride, n), own, each(layer.dilation, n), layer.groups)
+    call = Convolution(n, each(layer.stride, n), own, each(layer.dilation, n), layer.groups)
     pads = call.pads(slot.kernel, grow)
     layer.kernel_size = slot.grown(grow)
     if layer.padding == "same" and all(before == after for before, after in grow):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ExecutionError
-from ..slots import Slot
 from ..layers import with_room
+from ..slots import Slot
 from ..terms import Replacement, WeightExpression
 from . import fallback
 from .batch import Batch

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ExecutionError
-from ..slots import Slot
 from ..layers import current, reshape_owned
+from ..slots import Slot
 from ..terms import WeightExpression
 from .batch import Batch, NormAffine, vector_values
 

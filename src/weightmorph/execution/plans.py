@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from ..layers import LayerOp, LayerSize
-from ..terms import WeightExpression
+from ..layers import LayerSize
 
 if TYPE_CHECKING:
     from .routes import Step

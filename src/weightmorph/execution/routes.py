@@ -13,7 +13,7 @@ from ..layers import LayerOp, LayerSize, Part, chunk_length, should_rematerialis
 from ..terms import Term, WeightExpression
 from . import planner
 from .batch import Batch, expand
-from .plans import Plan, Route
+from .plans import Plan
 
 __all__ = ["Step", "execute"]
 
@@ -96,9 +96,7 @@ def dense(op: LayerOp, x: Tensor, expression: WeightExpression, layer: LayerSize
     return y
 
 
-def _parts(
-    x: Tensor, expression: WeightExpression, terms: Sequence[Term], bytes_each: int | None
-) -> Sequence[Part]:
+def _parts(x: Tensor, expression: WeightExpression, terms: Sequence[Term], bytes_each: int | None) -> Sequence[Part]:
     """Chunks of the input, each with the function that materialises its weights.
 
     All of them are split off at once, because the gradient of a slice is as large as the tensor it was sliced from.

@@ -1,4 +1,4 @@
-"""Layer operations: the functions that consume a weight, with their geometry, their costs, and constants of the machine.
+"""Layer operations: functions that consume a weight, with their geometry and costs, and constants of the processor.
 
 A new kind of layer is one file here, a class of the shape of [`LayerOp`][weightmorph.layers.LayerOp], and one entry in
 `weightmorph.execution.handlers`.

@@ -68,7 +68,7 @@ class LayerOp(ABC):
     def mixed_taps(
         self, x: Tensor, slot: Slot, weight: Tensor, mix: Tensor, grow: Grow, update: tuple[Tensor, Tensor] | None
     ) -> Tensor:
-        """The layer with its kernel's taps mixed per sample: $W\\,(M_b X_b)$, $X_b$ being what each tap sees.
+        r"""The layer with its kernel's taps mixed per sample: $W\,(M_b X_b)$, $X_b$ being what each tap sees.
 
         Args:
             x: the input, the batch first.

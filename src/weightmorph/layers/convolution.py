@@ -271,9 +271,7 @@ class TransposedConvolution(_AnyConvolution):
 
 
 @cached_unless_tracing
-def _size(
-    op: _AnyConvolution, shape: Sequence[int], weight: Sequence[int], grow: Grow, training: bool
-) -> LayerSize:
+def _size(op: _AnyConvolution, shape: Sequence[int], weight: Sequence[int], grow: Grow, training: bool) -> LayerSize:
     first, second, *kernel = weight
     g = op.groups
     outputs, inputs = (second, first // g) if op.kind == "conv_transpose" else (first // g, second)

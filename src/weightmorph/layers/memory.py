@@ -1,4 +1,4 @@
-"""How tensors are held: shapes that are no views, recomputation in the backward pass, chunks of a batch, and precision."""
+"""How tensors are held: shapes without views, recomputation in the backward pass, chunks of a batch, precision."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ Update = tuple[Tensor, Tensor]
 
 
 def mixed_convolution(x: Tensor, weight: Tensor, mix: Tensor, update: Update | None, g: PatchGeometry) -> Tensor:
-    """The formula of this module: x `(B, C, …)`, weight `(O, C·T)` in its own order, mix `(B, T, T')` -> `(B, O, …)`."""
+    """The formula of this module: x `(B, C, …)`, weight `(O, C·T)`, mix `(B, T, T')` -> `(B, O, …)`."""
     left, right = update if update is not None else (None, None)
     inputs = [t for t in (x, mix, left, right) if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
@@ -38,7 +38,9 @@ def mixed_convolution(x: Tensor, weight: Tensor, mix: Tensor, update: Update | N
     return reshape_owned(y, (x.shape[0], weight.shape[0], *g.extents))
 
 
-def _forward(x: Tensor, mix: Tensor, left: Tensor | None, right: Tensor | None, weight: Tensor, g: PatchGeometry) -> Tensor:
+def _forward(
+    x: Tensor, mix: Tensor, left: Tensor | None, right: Tensor | None, weight: Tensor, g: PatchGeometry
+) -> Tensor:
     size, p = x.shape[0], g.positions
     y, last = x.new_empty(size, weight.shape[0], p), pad_channels_last(x, g)
     parts, (seen_, rows_, out_) = _chunks(x, weight, g)
@@ -99,7 +101,9 @@ class _Mixed(torch.autograd.Function):
         return (*_backward(saved, needs, ctx.geometry, grads[0]), None, None)
 
 
-def _differentiable(saved: tuple[Any, ...], needs: Sequence[bool], g: PatchGeometry, grad: Tensor) -> list[Tensor | None]:
+def _differentiable(
+    saved: tuple[Any, ...], needs: Sequence[bool], g: PatchGeometry, grad: Tensor
+) -> list[Tensor | None]:
     """The gradients of the formula by autograd, so that they have gradients themselves."""
     x, mix, left, right, weight = saved
     p = g.positions

@@ -110,7 +110,7 @@ def im2col(x: Tensor, g: PatchGeometry) -> Tensor:
 
 
 def col2im(grad: Tensor, g: PatchGeometry, size: Sequence[int]) -> Tensor:
-    """The transpose of padding and `im2col_channels_last`: `(b·P, T', C)` -> `(b, C, …)`, summed over a pixel's readers."""
+    """The transpose of padding and `im2col_channels_last`: `(b·P, T', C)` -> `(b, C, …)`, summed where taps overlap."""
     c, n = grad.shape[-1], len(g.kernel)
     rows = grad.reshape(-1, *g.extents, math.prod(g.kernel), c)
     total = grad.new_zeros(rows.shape[0], *(m + sum(pad) for m, pad in zip(size, g.pads, strict=True)), c)

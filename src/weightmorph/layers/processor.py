@@ -1,4 +1,4 @@
-"""Constants fitted to one processor: the cost rule's units, cache sizes, and the sizes at which one method overtakes another.
+"""Constants fitted to one processor: the cost rule's units, cache sizes, and where one method overtakes another.
 
 Nothing in here changes a result; every constant only decides which of several exact ways is taken. Tests and
 benchmarks replace them with [`using`][weightmorph.layers.processor.using]. No accelerator has been measured: there

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -18,15 +17,24 @@ from ..base.install import place
 from ..base.view import View
 from ..errors import ParameterLengthError, SelectionError, UnknownParameterError, near
 from ..estimator import Estimator
-from ..execution import DEFAULT_MEMORY_LIMIT, Batch, Desk, Scope, StandIn, make
-from ..execution.desk import Watch
-from ..execution.making import make_vectors
-from ..execution.norm import Norm, mixes, prepared
-from ..execution.precision import full_precision
-from ..execution.tuning import Recorder, Tuner
+from ..execution import (
+    DEFAULT_MEMORY_LIMIT,
+    Batch,
+    ForcedRoute,
+    MeasuredPlans,
+    Norm,
+    Observer,
+    Recorder,
+    Scope,
+    StandIn,
+    Tuner,
+    mixes_samples,
+    prepare_norms,
+)
+from ..layers import full_precision
 from ..parameters import ParameterSpace, Theta, Value
 from ..slots import Slot
-from ..terms import WeightExpression
+from ..terms import WeightExpression, materialise_vectors
 from ..transforms import TransformTree, WeightTransform
 from ..transforms.registry import describe
 from .call import batch_size, buckets, refuse_folded, refuse_weights
@@ -70,7 +78,9 @@ class Conditioned(nn.Module):
         self.slots = {slot.name: slot for slot in slots}
         self.seen, self.folded = seen, folded
         self.memory_limit = DEFAULT_MEMORY_LIMIT
-        self.desk = Desk()
+        self.desk = MeasuredPlans()
+        self.observer: Observer | None = None
+        self.route: ForcedRoute | None = None
         self.selected = "default"
         # Where each tensor stands in a clone: found once, for a call must not search the tree.
         self.places = {s.name: view.places(view.tensor(s.layer, s.attribute)) for s in slots}
@@ -151,10 +161,21 @@ class Conditioned(nn.Module):
         with full_precision(self.view.device):
             code = self._encode(theta)
             scope.made = self._operands(scope, code, tracing, shape)
-            norms = prepared(self._norms, scope.made, index) if size is not None and not tracing else {}
+            norms = prepare_norms(self._norms, scope.made, index) if size is not None and not tracing else {}
         if size is not None:
-            plain = Batch(size, None, (), None, self.memory_limit, self.folded is not None, self.desk, norms)
-            scope.batch = plain if index is None else plain.bucketed(index, cast(int, batch_size(theta)))
+            plain = Batch(
+                size,
+                None,
+                (),
+                None,
+                self.memory_limit,
+                self.folded is not None,
+                self.desk,
+                self.observer,
+                norms,
+                self.route,
+            )
+            scope.batch = plain if index is None else plain.by_setting(index, cast(int, batch_size(theta)))
 
     def _settings(self, theta: Theta) -> tuple[Theta, Tensor | None]:
         """The settings to make weights for, and each sample's, where few are distinct; one alone is a shared one."""
@@ -176,7 +197,7 @@ class Conditioned(nn.Module):
             self.transform.check(expressions)
         if code.dim() > 1:
             return dict(expressions)
-        made: dict[str, Tensor | WeightExpression] = {**make_vectors(expressions)}
+        made: dict[str, Tensor | WeightExpression] = {**materialise_vectors(expressions)}
         known = self.seen is not None and len(shape) > 0 and tuple(shape[1:]) == self.seen.shape and not self.folded
         known = known and not tracing and code.device.type == "cpu"
         tiny = unmade(expressions, self.seen, shape[0]) if self.seen and known else ()
@@ -185,11 +206,18 @@ class Conditioned(nn.Module):
             if name in made:
                 continue
             if name in tiny:
-                made[name] = expression.spread(shape[0])
-                scope.spread = Batch(shape[0], memory_limit=self.memory_limit, probed=True, desk=self.desk)
+                made[name] = expression.expand_batch(shape[0])
+                scope.spread = Batch(
+                    shape[0],
+                    memory_limit=self.memory_limit,
+                    probed=True,
+                    plans=self.desk,
+                    observer=self.observer,
+                    route=self.route,
+                )
             else:
                 # A large weight that one function reads is made when it is read: it need not live longer.
-                made[name] = expression if name in later else make(expression)
+                made[name] = expression if name in later else expression.materialise()
         scope.once = later
         return made
 
@@ -201,7 +229,7 @@ class Conditioned(nn.Module):
         """W(θ) of one slot, on its own: what a recomputed block makes again."""
         slot = self.slots[name]
         expression = self.transform.expression(slot, self.view.tensor(slot.layer, slot.attribute), code)
-        return expression if expression.batch else make(expression)
+        return expression if expression.batch else expression.materialise()
 
     def _at_anchor(self, code: Tensor) -> bool:
         known = self.anchored and code.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -226,7 +254,7 @@ class Conditioned(nn.Module):
         scope.grad = False
         vars(self)["_norms"] = Norm.of(self.slots.values(), self.view.layer)
         # A norm without running statistics is refused one θ per sample, also where these happen to be equal.
-        vars(self)["_alone"] = not any(map(mixes, self.view.classes, self.view.dicts))
+        vars(self)["_alone"] = not any(map(mixes_samples, self.view.classes, self.view.dicts))
 
     # One setting at a time.
 
@@ -338,7 +366,7 @@ class Conditioned(nn.Module):
 
     @plan.setter
     def plan(self, data: Mapping[str, Any] | None) -> None:
-        self.desk = Desk.of(data)
+        self.desk = MeasuredPlans.from_data(data)
 
     def autotune(self, *args: Any, rounds: int = 5, **kwargs: Any) -> dict[str, dict[str, float]]:
         """Measure every exact route of every layer on this input, and take the fastest from now on.
@@ -364,13 +392,13 @@ class Conditioned(nn.Module):
         """
         tuner = Tuner(rounds, self.memory_limit)
         self._watched(tuner)(*args, **kwargs)
-        self.desk = self.desk.with_entries(tuner.entries)
+        self.desk = self.desk.updated(tuner.entries)
         return tuner.seconds
 
-    def _watched(self, watch: Watch) -> Conditioned:
+    def _watched(self, watch: Observer) -> Conditioned:
         """The same model under a watch, so that calls from other threads go unwatched."""
         twin = copy.copy(self)
-        twin.desk = replace(self.desk, watch=watch)
+        twin.observer = watch
         return twin
 
     def summary(self, *args: Any, **kwargs: Any) -> str:

@@ -6,20 +6,18 @@ import math
 from collections.abc import Mapping
 
 from ..base.inspect import Trace
-from ..execution.rule import Layer, kinds, spreads
+from ..execution import factored_pays_when_shared
+from ..layers import LayerSize, current
 from ..slots import Slot
 from ..terms import WeightExpression
 
 __all__ = ["read_once", "unmade"]
 
-LARGE_WEIGHT = 2**16
-"""Numbers from which on a weight need not live longer than the call that reads it."""
-
 
 def read_once(slots: Mapping[str, Slot], seen: Trace) -> frozenset[str]:
     """Slots with a large weight that one function reads: it is made then."""
     uses = seen.uses
-    return frozenset(n for n, s in slots.items() if uses.get(n) == 1 and math.prod(s.shape) >= LARGE_WEIGHT)
+    return frozenset(n for n, s in slots.items() if uses.get(n) == 1 and math.prod(s.shape) >= current().lazy_weight)
 
 
 def unmade(expressions: Mapping[str, WeightExpression], seen: Trace, batch: int) -> frozenset[str]:
@@ -27,5 +25,6 @@ def unmade(expressions: Mapping[str, WeightExpression], seen: Trace, batch: int)
     return frozenset(
         name
         for name, e in expressions.items()
-        if seen.positions.get(name) and spreads(kinds(e), Layer.of(e.slot, seen.positions[name], e.grow, batch))
+        if seen.positions.get(name)
+        and factored_pays_when_shared(e.kinds, LayerSize.of(e.slot, seen.positions[name], e.grow, batch))
     )

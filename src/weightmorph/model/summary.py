@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ..execution import Plan, plan
-from ..execution.rule import Layer, frozen, kinds
-from ..execution.tuning import Row
+from ..execution import Plan, Row, cheapest
+from ..layers import Cost, LayerSize
 from ..parameters import ParameterSpace
 from ..slots import Slot
 from ..transforms import TransformTree
@@ -25,7 +24,7 @@ def route(families: TransformTree, slot: Slot, space: ParameterSpace, positions:
     with torch.no_grad():
         home = torch.tensor([space.anchor_code], dtype=parameter.dtype, device=parameter.device)
         expression = families.expression(slot, weight, home)
-    return plan(kinds(expression), Layer.of(slot, positions, expression.grow, batch=32))
+    return cheapest(expression.kinds, LayerSize.of(slot, positions, expression.grow, batch=32))
 
 
 def table(
@@ -62,7 +61,7 @@ def plan_table(slots: Mapping[str, Slot], taken: Sequence[Row], size: int | None
     rows = [("tensor", "route", "multiply-adds", "bytes", "why")]
     base_work = base_bytes = work = moved = 0.0
     for row in taken:
-        own = frozen(row.layer)
+        own = Cost.of_frozen(row.layer)
         base_work, base_bytes = base_work + own.work, base_bytes + own.moved
         work, moved = work + row.plan.flops / 2, moved + row.plan.numbers
         times = f"{row.plan.flops / 2 / own.work:.2f}x", f"{row.plan.numbers / own.moved:.2f}x"

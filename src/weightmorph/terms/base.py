@@ -1,4 +1,4 @@
-"""A term: one Δ of the sum $W + \\sum_i \\Delta_i$, with its structure and everything that can be done with it."""
+r"""A term: one Δ of the sum $W + \sum_i \Delta_i$, with its structure and everything that can be done with it."""
 
 from __future__ import annotations
 

@@ -12,14 +12,9 @@ from torch import Tensor
 from ...errors import CheckpointError
 from ...slots import Grow, Slot
 from ...storage import slot_data, slot_from
-from ...terms import BasisMix, Dense, LowRankUpdate, RowScale, TapMix, Term, WeightExpression, Whole
+from ...terms import TERMS, Dense, Term, WeightExpression
 
 __all__ = ["Change", "Piece"]
-
-TERMS: Mapping[str, type[Term]] = {
-    kind.__name__: kind for kind in (BasisMix, Dense, LowRankUpdate, RowScale, TapMix, Whole)
-}
-"""The terms that a file can hold: those that are shipped. Any other is stored as the tensor that it stands for."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,7 @@ class Piece:
         """Taken from an expression's term; `weight` is the expression's base."""
         if type(term) is not TERMS.get(type(term).__name__):
             term = Dense(term.slot, term.dense())
-        carrier, _ = term.carrier
+        carrier = term.coefficient
         carried: dict[str, Tensor] = {}
         shared: dict[str, Tensor] = {}
         frozen, options, orders = [], {}, {}
@@ -89,7 +84,7 @@ class Piece:
     def smallest(self, slot: Slot) -> Piece:
         """Itself, or, where its tensors hold more numbers than what they stand for, that: Δ as one tensor."""
         held = sum(t.numel() for t in (*self.carried.values(), *self.shared.values()))
-        if self.frozen or self.kind in ("Dense", "Whole") or held < slot_numbers(slot):
+        if self.frozen or TERMS[self.kind].is_dense or held < slot_numbers(slot):
             return self
         dense = self.term(slot, torch.empty(0)).dense()
         return Piece("Dense", {"delta": dense.contiguous()}, {})
@@ -163,7 +158,7 @@ class Change:
         expression = WeightExpression(self.slot, base, terms)
         with torch.no_grad():
             kinds = {tensor.dtype for term in terms for tensor in term.tensors} | {base.dtype}
-            if expression.grow or len(kinds) > 1 or any(isinstance(term, Whole) for term in terms):
+            if expression.grow or len(kinds) > 1 or any(term.replaces for term in terms):
                 return expression.dense()
             # The same sum in the same order, written into the first term's own product: a pass and an allocation less.
             total: Tensor | None = None
