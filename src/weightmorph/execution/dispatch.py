@@ -142,7 +142,9 @@ def call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     kwargs = {name: resolve(value, found) for name, value in kwargs.items()}
     first = found[0]
     batch = first.scope.batch
-    if batch is None and first.scope.spread is not None and any(isinstance(a, WeightExpression) for a in args):
+    if batch is None and first.scope.spread is not None and any(
+        isinstance(a, WeightExpression) for a in (*args, *kwargs.values())
+    ):
         batch = first.scope.spread
     if batch is None:
         return shared(func, args, kwargs, found)

@@ -189,7 +189,7 @@ class Conditioned(nn.Module):
         self, scope: Scope, code: Tensor, tracing: bool, shape: Sequence[int]
     ) -> dict[str, Tensor | WeightExpression]:
         """W(θ) of every slot, the code side of all of them made together."""
-        if code.dim() == 1 and not scope.grad and self._at_anchor(code):
+        if code.dim() == 1 and not scope.grad and self.route != "constant" and self._at_anchor(code):
             # Equal to W(θ0) to the bit, but for zeros around grown kernels.
             return dict(self._frozen)
         expressions = self.transform.expressions(list(self.slots.values()), self._frozen, code)
@@ -197,6 +197,9 @@ class Conditioned(nn.Module):
             self.transform.check(expressions)
         if code.dim() > 1:
             return dict(expressions)
+        if self.route == "constant":
+            scope.spread = Batch(shape[0], memory_limit=self.memory_limit, probed=True, route=self.route)
+            return {name: e.expand_batch(shape[0]) for name, e in expressions.items()}
         made: dict[str, Tensor | WeightExpression] = {**materialise_vectors(expressions)}
         known = self.seen is not None and len(shape) > 0 and tuple(shape[1:]) == self.seen.shape and not self.folded
         known = known and not tracing and code.device.type == "cpu"
@@ -257,6 +260,11 @@ class Conditioned(nn.Module):
         vars(self)["_alone"] = not any(map(mixes_samples, self.view.classes, self.view.dicts))
 
     # One setting at a time.
+
+    def expressions(self, **theta: Value) -> dict[str, WeightExpression]:
+        """W(θ) of every conditioned tensor by name, as a frozen weight and the terms added to it."""
+        code = self._encode(self._prepare(theta))
+        return self.transform.expressions(list(self.slots.values()), self._frozen, code)
 
     def weights(self, **theta: Value) -> dict[str, Tensor]:
         """W(θ) of every conditioned tensor by name: `(*S)`, or `(B, *S)` with one θ per sample. Gradients flow."""
