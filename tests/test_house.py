@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "weightmorph"
 
 ROOMS = (
-    "errors io affine parameters slots objectives inputs layers terms transforms storage base execution estimator "
-    "model deploy estimation evaluation training reporting comparison hub serving cli"
+    "errors io modes affine parameters slots objectives inputs layers terms transforms storage base execution "
+    "estimator model deploy estimation evaluation training reporting comparison hub serving cli"
 ).split()  # from low to high: a room imports only rooms to its left
 
 NARROW = {"inputs": {"errors", "affine", "parameters"}}  # a room that may import these alone
