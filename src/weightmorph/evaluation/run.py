@@ -171,9 +171,7 @@ def _points(space: ParameterSpace, grid: int | Mapping[str, Value] | None) -> li
         grid = DEFAULT_GRID[min(len(space), len(DEFAULT_GRID)) - 1]
     if isinstance(grid, bool) or (isinstance(grid, int) and grid < 1):
         raise InputError(f"grid: expected a positive number of values, or the settings, got {grid!r}")
-    theta = space.grid(grid) if isinstance(grid, int) else space.prepare(grid, dtype=torch.float64)
-    columns = {name: torch.atleast_1d(values).tolist() for name, values in theta.items()}
-    points = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    points = space.settings(grid)
     if not points:
         raise InputError("grid: expected at least one setting, got none")
     return points

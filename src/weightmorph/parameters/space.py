@@ -233,6 +233,24 @@ class ParameterSpace(Mapping[str, Parameter]):
                 "condition(net, transform.parameters, …)"
             )
 
+    def settings(self, values: int | Mapping[str, Value]) -> list[dict[str, float]]:
+        """Settings one by one, as plain numbers.
+
+        Args:
+            values: how many values of each parameter, in all combinations; or the settings themselves, one list per
+                parameter, all of one length.
+
+        Raises:
+            ParameterError: as [`prepare`][weightmorph.ParameterSpace.prepare].
+
+        Example:
+            >>> ParameterSpace({"angle": Angle("deg")}).settings({"angle": [0.0, 45.0]})
+            [{'angle': 0.0}, {'angle': 45.0}]
+        """
+        theta = self.grid(values) if isinstance(values, int) else self.prepare(values, dtype=torch.float64)
+        columns = [torch.atleast_1d(theta[name]).tolist() for name in self]
+        return [dict(zip(self, point, strict=True)) for point in zip(*columns, strict=True)]
+
     def config(self) -> dict[str, dict[str, Any]]:
         """Plain data, for JSON."""
         return {name: p.config() for name, p in self.items()}
