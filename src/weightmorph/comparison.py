@@ -36,7 +36,7 @@ SHOWN = 8
 
 
 class Nearest(nn.Module):
-    """One network for each of some settings; at another setting the nearest of them runs.
+    """Networks for some settings, of which the nearest is called at any other setting.
 
     Args:
         space: the parameters.
@@ -135,7 +135,7 @@ def compare(
     path: str | os.PathLike[str] | None = None,
     report_options: Mapping[str, Any] | None = None,
 ) -> Comparison:
-    r"""Train what has to be trained, with equal budgets, and judge all of it over a grid of θ.
+    r"""Train a conditioned network and its rivals with equal budgets, and judge them over a grid of θ.
 
     | row | what it is | trained |
     |---|---|---|
@@ -143,18 +143,18 @@ def compare(
     | `frozen` | $f(x; W)$ | |
     | `inverse` | the frozen network behind $T_\theta^{-1}$, where there is one | |
     | `One4All` | all weights fine-tuned on transformed inputs, one network for every θ | yes |
-    | `One4One, nearest of m` | as many networks, each fine-tuned at one θ; the nearest runs | m times |
+    | `One4One, nearest of m` | as many networks, each fine-tuned at one θ; the nearest is called | m times |
     | each of `others` | | |
 
     The columns are those of the table of Wang et al.: the mean over θ, the worst θ, the clean value, trained numbers,
-    bytes to be kept beside the base, seconds of training (of all m networks together), and the time of a call relative
+    bytes to be kept beside the base, seconds of training (of all m networks), and the time of a call relative
     to the frozen network. Every training takes the same number of steps, from the same seed.
 
     Args:
-        net: the pre-trained network, which is left as it is; or a conditioned one (as a
+        net: the pre-trained network, which is not changed; or a conditioned one (as a
             [`Contender`][weightmorph.Contender] with the seconds of its training), which is taken as trained.
         train: as for [`fit`][weightmorph.fit].
-        test: as for [`evaluate`][weightmorph.evaluate]: images that nothing here was trained on, and targets.
+        test: as for [`evaluate`][weightmorph.evaluate]: images that no network here was trained on, and targets.
         input_transform: what the world does to the input.
         transform: the weight transform; unless given, low rank and scale, with `Warp` where θ moves the image.
         objective: of every training.
@@ -163,7 +163,7 @@ def compare(
         one4all: train that row.
         one4one: at how many settings of each parameter to train a network of its own; or the settings, one list per
             parameter. 0 leaves the row out.
-        others: further finished networks by name.
+        others: further trained networks by name.
         unknown: also train a head that estimates θ, if the model has none, and show what is reached when nobody knows
             θ: for each image, and for 64 that share it.
         checkpoint: a folder, with one inside it for each training, from which a run that was interrupted goes on.
@@ -176,10 +176,10 @@ def compare(
         report_options: further arguments of [`report`][weightmorph.report]: `title`, `labels`, `notes`.
 
     Returns:
-        figures, advice, and what was trained.
+        figures, advice, and the trained networks.
 
     Raises:
-        BaseError: if `net` is no network.
+        BaseError: if `net` is not a network.
         TrainingError: for data, a budget or options that cannot be trained with.
         InputError: for test data or options that cannot be judged with.
         MissingDependencyError: without Lightning, or for a report without matplotlib and Jinja2.
