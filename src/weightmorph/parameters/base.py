@@ -272,7 +272,7 @@ class Parameter(ABC):
         return None
 
     def config(self) -> dict[str, Any]:
-        """The parameter as plain data, which [`ParameterSpace.from_config`][] reads."""
+        """The parameter as plain data, for [`from_config`][weightmorph.ParameterSpace.from_config]."""
         fields = [f.name for f in dataclasses.fields(cast(Any, self)) if f.init]
         return {"type": type(self).__name__} | {name: getattr(self, name) for name in fields}
 

@@ -214,8 +214,8 @@ class ParameterSpace(Mapping[str, Parameter]):
         """
         if set(self) != set(other):
             raise error(
-                f"expected the model's parameters {', '.join(self)}, got {', '.join(other)} for {where}; name them "
-                f"alike, e.g. Rotate(name={next(iter(self))!r})"
+                f"expected the model's parameters {', '.join(self)}, got {', '.join(other)} for {where}; use the "
+                f"same names, e.g. Rotate(name={next(iter(self))!r})"
             )
         for name, mine in self.items():
             theirs = other[name]
