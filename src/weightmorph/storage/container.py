@@ -18,9 +18,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, require
-from ..transforms.registry import plain
+from ..io import plain
+from ..io import replacing as replaced
 
 __all__ = [
     "FORMAT", "KINDS", "MIGRATIONS", "Header", "checksum", "digest", "dtype_name", "listed", "pack", "replaced", "save",
@@ -89,19 +88,6 @@ def versions() -> dict[str, str]:
     return {"weightmorph": own, "torch": str(torch.__version__)}
 
 
-@contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write into; it takes its place when all is written, and is gone when not."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def pack(kind: str, data: Mapping[str, Any], tensors: Mapping[str, Any], purpose: str = "saving a model") -> bytes:
     """A file's content.
 
@@ -131,8 +117,8 @@ def pack(kind: str, data: Mapping[str, Any], tensors: Mapping[str, Any], purpose
             shared[name] = first[id(tensor)]
         else:
             stored[name] = tensor.detach().to("cpu", copy=True).contiguous()
-    told = {} if kind == "model" else {"kind": kind}  # what format 1 began with were models
-    entries = plain({**data, **told, "tensors": {k: digest(v) for k, v in stored.items()}, "shared": shared})
+    tag = {} if kind == "model" else {"kind": kind}  # what format 1 began with were models
+    entries = plain({**data, **tag, "tensors": {k: digest(v) for k, v in stored.items()}, "shared": shared})
     header = {"format": FORMAT} | entries
     text = json.dumps(header | {"sha256": checksum(header)}, ensure_ascii=False)
     try:
