@@ -129,13 +129,13 @@ class _GeometryRecorder(UsageRecorder):
 
     def inspection(self, shape: tuple[int, ...]) -> Inspection:
         """What was recorded."""
-        found: dict[str, Usage] = {}
+        usages: dict[str, Usage] = {}
         for key in dict.fromkeys((*self.reads, *self.slots)):
             if key in self.slots:
                 slot = self.slots[key]
                 normed = self._normed(slot.layer)
-                found[slot.name] = replace(self.usages[slot.name], reads=self.reads.get(key, 0), normed=normed)
-        return Inspection(found, shape)
+                usages[slot.name] = replace(self.usages[slot.name], reads=self.reads.get(key, 0), normed=normed)
+        return Inspection(usages, shape)
 
     def _note(self, slot: Slot, **facts: Any) -> None:
         self.usages[slot.name] = replace(self.usages[slot.name], **facts)
@@ -223,22 +223,22 @@ def inspect_base(net: nn.Module, slots: Sequence[Slot], args: tuple[Any, ...], k
 
     Args:
         net: a clone, which may be run and hooked.
-        slots: the tensors to watch.
+        slots: the tensors whose use is recorded.
         args: the example's positional inputs; the first tensor with three or more axes says how large the input is.
         kwargs: its keyword inputs.
 
     Example:
         >>> from weightmorph.base.select import select_slots
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.Flatten(), nn.Linear(36, 5))
-        >>> found = inspect_base(net, select_slots(net)[0], (torch.zeros(2, 1, 8, 8),), {})
-        >>> found.positions["0.weight"], found.usages["2.weight"].extent
+        >>> inspection = inspect_base(net, select_slots(net)[0], (torch.zeros(2, 1, 8, 8),), {})
+        >>> inspection.positions["0.weight"], inspection.usages["2.weight"].extent
         (9, (3, 3))
     """
     tensors = dict(net.named_parameters(remove_duplicate=False))
-    watched = {id(tensors[slot.name]): slot for slot in slots}
+    by_id = {id(tensors[slot.name]): slot for slot in slots}
     inputs = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
     width = next((v.shape[-1] for v in inputs if v.dim() > 2), 1)
-    recorder = _GeometryRecorder(watched, width, dict(net.named_modules()))
+    recorder = _GeometryRecorder(by_id, width, dict(net.named_modules()))
     with torch.no_grad(), recorder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the base repeats its warnings when it is really run
         net(*args, **kwargs)

@@ -203,13 +203,13 @@ class View:
         return vars(self) | {"_written": self.written()}  # the version counter of a copied tensor starts again
 
     def __deepcopy__(self, memo: dict[int, Any]) -> View:
-        """The same network's parameters, buffers of its own."""
+        """A view that shares the parameters, and has copies of the buffers."""
         new = copy.copy(self)
         new.apply(lambda t: t if isinstance(t, nn.Parameter) else t.clone())
         return new
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Replace every tensor (a move to another device or dtype); the network's own stay where they are."""
+        """Replace every tensor of the view, for a move to another device or dtype; the user's network stays as it is."""
         self._written = self.written()
         seen: dict[int, tuple[Tensor, Tensor]] = {}
 

@@ -45,7 +45,7 @@ class LazyWeights(Mapping[str, Weight]):
       weight that is read without gradients, in a call that has them, is rebuilt from the transform's parameters, now
       and at all later reads.
 
-    The names of the second case are the only thing of a call that changes while the base runs. They must be noted: when
+    The names of the second case are the only part of a call that changes while the base runs. They must be noted: when
     a block is recomputed, gradients are enabled as in a block that runs once, and only the earlier read without
     gradients tells the two apart. (That the backward pass is running does not: non-reentrant checkpointing recomputes
     in it too, and needs the call's own weights.)

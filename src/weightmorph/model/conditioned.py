@@ -154,7 +154,7 @@ class Conditioned(SpecifiedModule):
         return self.view.clone()
 
     def at(self, **theta: Value) -> nn.Module:
-        """The network at one setting, with its weights made once: for repeated use of one θ without gradients.
+        """The network at one setting, its weights materialised once, for repeated use of one θ without gradients.
 
         Args:
             theta: one value per parameter.
@@ -260,7 +260,7 @@ class Conditioned(SpecifiedModule):
         """Write the transform to one safetensors file, from which [`load`][weightmorph.load] makes the model again.
 
         The file holds the model's tensors and, as JSON, its `spec` with a fingerprint of the base. The base's weights
-        are not in it. It is written beside `path` first and then moved, so that there is always a whole file.
+        are not in it. It is written beside `path` first and then moved, so that no file is ever incomplete.
 
         Args:
             path: the file, customarily `*.safetensors`.

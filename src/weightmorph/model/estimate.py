@@ -1,4 +1,4 @@
-"""`model(x, angle="infer")`: values that the model's own estimator fills in before the call."""
+"""`model(x, angle="infer")`: values that the model's estimator fills in before the call."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["asked", "estimate"]
 
 
 def asked(space: Mapping[str, Parameter], values: Mapping[str, Value]) -> list[str]:
-    """The parameters that are to be estimated. A category may be called "infer"; then that is meant."""
-    found = []
+    """The parameters that are to be estimated. A category may be called "infer", and is then meant."""
+    names = []
     for name, value in values.items():
         parameter = space[name]
-        named = isinstance(parameter, Categorical) and INFER in parameter.names
-        if isinstance(value, str) and value == INFER and not named:
-            found.append(name)
-    return found
+        category = isinstance(parameter, Categorical) and INFER in parameter.names
+        if isinstance(value, str) and value == INFER and not category:
+            names.append(name)
+    return names
 
 
 def estimate(

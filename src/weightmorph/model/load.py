@@ -166,10 +166,10 @@ def _family(path: str | os.PathLike[str], spec: ModelSpec, transform: nn.Module 
 
 def _remade(path: str | os.PathLike[str], spec: ModelSpec) -> WeightTransform:
     try:
-        own = foreign(spec.recipe)
-        if own:
+        names = foreign(spec.recipe)
+        if names:
             raise CheckpointError(
-                f"{path}: the transform holds code of your own, which is not in the file: {', '.join(own)}. Give "
+                f"{path}: the transform holds code of your own, which is not in the file: {', '.join(names)}. Give "
                 "the recipe as it was: load(path, net, transform=…)"
             )
         return remake(spec.recipe)

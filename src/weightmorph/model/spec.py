@@ -1,4 +1,4 @@
-"""What a model is, listed once, and the header and file that hold it."""
+"""The facts of a model, listed once, and the file that holds them with the model's tensors."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class ModelSpec:
             "parameters": self.space.config(),
             "transform": self.recipe,
             "selected": self.selected,
-            "slots": [slot_data(slot, whole=True) for slot in self.slots.values()],
+            "slots": [slot_data(slot, complete=True) for slot in self.slots.values()],
             "positions": None if self.inspection is None else self.inspection.positions,
             "folded": self.merged,
             "dtype": dtype_name(self.dtype),
@@ -201,7 +201,7 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def write(path: str | os.PathLike[str], spec: ModelSpec, state: Mapping[str, Any]) -> None:
-    """Write a model's file whole, or leave what was there.
+    """Write a model's file completely, or leave the old one.
 
     Args:
         path: the file.

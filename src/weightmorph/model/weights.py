@@ -69,7 +69,7 @@ def _rebuilt(model: Conditioned, name: str, theta: Theta) -> Weight:
 
 
 def at_anchor(model: Conditioned, code: Tensor) -> bool:
-    """Is W(θ) known to be W? The code's values are looked at on a CPU only; elsewhere that would wait for the device."""
+    """Is W(θ) known to be W? Values are looked at on a CPU only; elsewhere that would wait for the device."""
     known = model.anchored and code.device.type == "cpu" and not torch.compiler.is_compiling()
     return known and bool((code == code.new_tensor(model.space.anchor_code)).all())
 
