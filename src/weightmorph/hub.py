@@ -256,8 +256,8 @@ def _card(
         lines += ["", str(told["notes"])]
     lines += [
         "", "## The base", "",
-        f"`{record.network}`{', ' + told['base'] if told['base'] else ''}: {len(record.fingerprint.tensors):,} tensors with "
-        f"fingerprint `{record.fingerprint}`. Loading compares every one of them and refuses another network.",
+        f"`{record.network}`{', ' + told['base'] if told['base'] else ''}: {len(record.fingerprint.tensors):,} tensors "
+        f"with fingerprint `{record.fingerprint}`. Loading compares every one of them and refuses another network.",
         "", "## The transform", "", "```", model.summary(), "```", "",
         "Written with " + ", ".join(f"{key} {value}" for key, value in record.written_by.items()) + ".", "",
     ]  # fmt: skip

@@ -209,7 +209,7 @@ class View:
         return new
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Replace every tensor of the view, for a move to another device or dtype; the user's network stays as it is."""
+        """Replace every tensor of the view, to move it to another device or dtype; the network stays as it is."""
         self._written = self.written()
         seen: dict[int, tuple[Tensor, Tensor]] = {}
 

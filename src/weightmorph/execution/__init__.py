@@ -13,6 +13,6 @@ from .making import make
 from .rule import Plan, plan
 
 __all__ = [
-    "DEFAULT_MEMORY_LIMIT", "Batch", "CallContext", "CurrentCall", "Desk", "LazyWeights", "Plan", "Weight", "WeightProxy",
-    "call", "make", "plan",
+    "DEFAULT_MEMORY_LIMIT", "Batch", "CallContext", "CurrentCall", "Desk", "LazyWeights", "Plan", "Weight",
+    "WeightProxy", "call", "make", "plan",
 ]  # fmt: skip

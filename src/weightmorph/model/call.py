@@ -84,7 +84,7 @@ def bind(model: Conditioned, args: tuple[Any, ...], kwargs: Mapping[str, Any], o
     if samples is not None and code.dim() > 1:
         batch = _batch(model, samples, observer)
         batch = batch if index is None else batch.bucketed(index, len(code))
-    elif shape and not traced and device.type == "cpu" and _as_inspected(model, shape):
+    elif not traced and shape and device.type == "cpu" and _as_inspected(model, shape):
         shared_batch = _batch(model, shape[0], observer)
     return Call(args, inputs, theta, code, batch, shared_batch, torch.is_grad_enabled(), traced)
 

@@ -43,8 +43,8 @@ def condition(
 ) -> Conditioned:
     r"""Make a frozen network's weights depend on parameters: $f(x; W)$ becomes $f(x; g(W, \theta))$.
 
-    At the anchor $\theta_0$ the model computes what the network does. Elsewhere a [`Warp`][weightmorph.Warp] follows θ at
-    once, and all other transforms after training.
+    At the anchor $\theta_0$ the model computes what the network does. Elsewhere a [`Warp`][weightmorph.Warp] follows θ
+    at once, and all other transforms after training.
 
     Args:
         net: any pre-trained module. It is neither modified nor run in train mode, now or later.
