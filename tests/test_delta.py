@@ -117,9 +117,9 @@ def test_the_base_s_tensors_are_never_written() -> None:
     net, model, x = make()
     expected = model(x, angle=30.0)
     for each in (net, model.frozen()):
-        assert each.get_parameter("0.weight").data_ptr() == model.view.tensor("0", "weight").data_ptr()
+        assert each.get_parameter("0.weight").data_ptr() == model.base.frozen["0.weight"].data_ptr()
         applied = wm.apply_delta(each, wm.Delta.of(model, angle=200.0))
-        assert each.get_parameter("0.weight").data_ptr() != model.view.tensor("0", "weight").data_ptr()
+        assert each.get_parameter("0.weight").data_ptr() != model.base.frozen["0.weight"].data_ptr()
         assert torch.equal(model(x, angle=30.0), expected)
         applied.prepare(wm.Delta.of(model, angle=30.0))
         applied.revert()

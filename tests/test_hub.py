@@ -63,7 +63,7 @@ def test_a_folder_holds_the_model_and_a_card_and_gives_the_model_back(tmp_path: 
     assert 'wm.from_pretrained("turned", net)' in card and "model(x, angle=30)" in card
     assert "| `angle` | Angle | deg | all round | 0 |" in card and model.summary() in card
     assert "Results" not in card and "a digit network" in card
-    assert str(peek(folder / "model.safetensors").base) in card
+    assert str(peek(folder / "model.safetensors").fingerprint) in card
 
 
 def test_the_card_holds_the_report_s_table_and_curve(tmp_path: Path) -> None:

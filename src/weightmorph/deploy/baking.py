@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..base.install import TOLD
+from ..base import GEOMETRY
 from ..errors import CheckpointError, ExecutionError, ParameterError, ParameterLengthError, UnknownParameterError
 from ..model import Conditioned
 from ..parameters import Value
@@ -155,7 +155,7 @@ def _named(model: Conditioned, settings: Mapping[str, Any]) -> dict[str, Setting
         if twin is not None:
             raise CheckpointError(f"settings {twin!r} and {name!r} would be one file where case does not count")
         try:
-            prepared = model._prepare(theta)
+            prepared = model.space.prepare(theta)
             if any(value.dim() for value in prepared.values()):
                 raise ParameterLengthError("expected one value per parameter")
         except ParameterError as error:
@@ -319,7 +319,7 @@ def _widened(model: Conditioned, net: nn.Module) -> dict[str, Any]:
     found = {}
     for slot in model.slots.values():
         if slot.growable and tuple(net.get_parameter(slot.name).shape) != slot.shape:
-            told = {name: getattr(net.get_submodule(slot.layer), name) for name in TOLD}
+            told = {name: getattr(net.get_submodule(slot.layer), name) for name in GEOMETRY}
             if told["padding_mode"] == "zeros":  # then nothing reads it
                 del told["padding_mode"], told["_reversed_padding_repeated_twice"]
             found[slot.layer] = {n: v if isinstance(v, str) else list(v) for n, v in told.items()}

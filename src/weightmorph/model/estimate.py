@@ -1,4 +1,4 @@
-"""`model(x, angle="infer")`: values that the model's own estimator fills in before the call."""
+"""`model(x, angle="infer")`: values that the model's estimator fills in before the call."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def run(
 
 def described(model: Conditioned, inputs: Inputs, backend: Backend | None) -> tuple[Backend, dict[str, Any]]:
     """What answers a batch, unless given, found out by trying; and what is told of the model."""
-    about: dict[str, Any] = {"network": model.view.classes[0].__name__, **versions()}
+    about: dict[str, Any] = {"network": model.spec.network, **versions()}
     if backend is None:
         backend, why = backend_for(model, inputs)
         about["batching"] = "one call per batch" if why is None else f"one call per setting: {why}"

@@ -1,4 +1,4 @@
-"""One safetensors file with a JSON header: written whole or not at all, read complete or not at all.
+"""One safetensors file with a JSON header: written completely or not at all, and read so.
 
 **Which format number a file has, and what follows from it** (the policy that every change of the format keeps to):
 
@@ -130,7 +130,7 @@ def pack(kind: str, data: Mapping[str, Any], tensors: Mapping[str, Any], purpose
 
 
 def save(path: str | os.PathLike[str], content: bytes) -> Path:
-    """Write a file whole, or leave what was there.
+    """Write a file completely, or leave the old one.
 
     Raises:
         OSError: if it cannot be written.
@@ -142,7 +142,7 @@ def save(path: str | os.PathLike[str], content: bytes) -> Path:
 
 
 def checksum(data: Mapping[str, Any]) -> str:
-    """SHA-256 of a header without its own checksum, as Python writes JSON."""
+    """SHA-256 of a header, as Python writes JSON, without the checksum itself."""
     return hashlib.sha256(json.dumps(data, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -177,9 +177,9 @@ def unpack(
     safetensors = require("safetensors", "hub", purpose)
     path = Path(path)
     _refuse_incomplete(path)
-    found = _content(path, safetensors)
+    content = _content(path, safetensors)
     try:
-        data = json.loads(found.text)
+        data = json.loads(content.text)
         number = _format(path, data["format"])
         expected = data.pop("sha256")
         if checksum(data) != expected:
@@ -192,15 +192,15 @@ def unpack(
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: the header cannot be read: {lacking(error)}") from error
-    _refuse_damaged(path, digests, found.tensors)
+    _refuse_damaged(path, digests, content.tensors)
     odd = [f"{name} is {source}" for name, source in shared.items() if source not in digests or name in digests]
     if odd:
         raise CheckpointError(f"{path}: the header names tensors that are not in the file: {listed(odd)}")
-    return data, found.tensors | {name: found.tensors[source] for name, source in shared.items()}
+    return data, content.tensors | {name: content.tensors[source] for name, source in shared.items()}
 
 
 def lacking(error: Exception) -> str:
-    """What a header that cannot be read does not have."""
+    """Why a header cannot be read, in words."""
     return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
 
 
@@ -231,7 +231,7 @@ def _migrated(path: Path, data: Header, number: int) -> Header:
 
 
 def _refuse_incomplete(path: Path) -> None:
-    """A file that is cut short deserves a better word than damaged."""
+    """Say of a file that is cut short how much is missing, where safetensors would call it damaged."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(8)
@@ -250,7 +250,7 @@ def _refuse_incomplete(path: Path) -> None:
         ends = [entry["data_offsets"][1] for name, entry in json.loads(text).items() if name != "__metadata__"]
         missing = 8 + length + max(ends, default=0) - size
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        return  # what is wrong with it, the library will say
+        return  # safetensors says what is wrong with it
     if missing > 0:
         raise CheckpointError(f"{path}: the file is cut short: {missing:,} of its {size + missing:,} bytes are missing")
 
@@ -267,10 +267,10 @@ def _format(path: Path, number: Any) -> int:
     return number
 
 
-def _refuse_other_kind(path: Path, found: Any, wanted: Sequence[str]) -> None:
-    if found not in wanted:
-        holds = KINDS.get(found, f"something of the kind {found!r}, which this release does not know")
-        expected = " or ".join(KINDS[kind].partition(":")[0] for kind in wanted)
+def _refuse_other_kind(path: Path, kind: Any, wanted: Sequence[str]) -> None:
+    if kind not in wanted:
+        holds = KINDS.get(kind, f"something of the kind {kind!r}, which this release does not know")
+        expected = " or ".join(KINDS[name].partition(":")[0] for name in wanted)
         raise CheckpointError(f"{path}: expected {expected}, and the file holds {holds}")
 
 

@@ -7,7 +7,7 @@ from types import TracebackType
 
 from torch import Tensor, nn
 
-from ...base.install import TOLD, tell
+from ...base import GEOMETRY, set_kernel_geometry
 from ...errors import BaseError, CheckpointError
 from ...model import Conditioned
 from ...slots import Grow, Slot
@@ -82,7 +82,7 @@ class _Home:
     def __init__(self, net: nn.Module, slot: Slot) -> None:
         self.slot = slot
         self.original = net.get_parameter(slot.name)
-        told = TOLD if slot.growable else ()
+        told = GEOMETRY if slot.growable else ()
         self.places = [
             (layer, attribute, {k: vars(layer)[k] for k in told if k in vars(layer)})
             for layer in net.modules()
@@ -98,7 +98,7 @@ class _Home:
             layer._parameters[attribute] = new
             vars(layer).update(own)  # an earlier setting may have widened it
             if own and grow:
-                tell(layer, self.slot, grow)
+                set_kernel_geometry(layer, self.slot, grow)
         self.here, self.stamp = new, _stamp(new)
 
     @property

@@ -57,7 +57,7 @@ class DeltaBook:
     @classmethod
     def of(cls, model: Conditioned) -> DeltaBook:
         """That of a model as it stands; training it on makes another one necessary."""
-        found = expressions(model, model._prepare(dict(model.space.anchor)))
+        found = expressions(model, model.space.anchor)
         return cls({name: Change.of(expression) for name, expression in found.items()}, Origin.of(model))
 
     @property

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import ParameterLengthError
 from ...model import Conditioned
 from ...parameters import Value
 from ...storage import pack, save, unpack
@@ -128,12 +127,9 @@ class Delta:
 def delta_of(model: Conditioned, theta: Mapping[str, Value], origin: Origin) -> Delta:
     """`Delta.of` with the fingerprint taken before: for many settings of one model."""
     made = model.at(**theta)  # W(θ) as `bake` makes it; says what is wrong with θ
-    prepared = model._prepare(theta, check=False)
-    if any(value.dim() for value in prepared.values()):
-        raise ParameterLengthError("Delta.of: expected one value per parameter; call it once per setting")
     changes = {
         name: Change.of(expression)
-        for name, expression in expressions(model, prepared).items()
+        for name, expression in expressions(model, theta).items()
         if not same(made.get_parameter(name), expression.base)
     }
     told = {name: float(parameter.tensor(name, theta[name])) for name, parameter in model.space.items()}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 from ...model import Conditioned
-from ...parameters import Theta
+from ...parameters import Value
 from ...storage import Fingerprint, versions
 from ...storage.container import lacking
 from ...terms import WeightExpression
@@ -39,8 +39,7 @@ class Origin:
     @classmethod
     def of(cls, model: Conditioned) -> Origin:
         """That of a model's settings."""
-        base = Fingerprint.of(model.view.tensors(), model.view.written())
-        return cls(base, model.view.classes[0].__name__, model.space.config())
+        return cls(model.fingerprint(), model.spec.network, model.space.config())
 
     def data(self) -> dict[str, Any]:
         """For JSON."""
@@ -55,14 +54,10 @@ class Origin:
         )
 
 
-def expressions(model: Conditioned, theta: Theta) -> dict[str, WeightExpression]:
+def expressions(model: Conditioned, theta: Mapping[str, Value]) -> dict[str, WeightExpression]:
     """W(θ) of every slot, as `bake` has it made."""
     with torch.no_grad():
-        code = model._encode(theta)
-        return {
-            name: model.transform.expression(slot, model.view.tensor(slot.layer, slot.attribute), code)
-            for name, slot in model.slots.items()
-        }
+        return model.expressions(**theta)
 
 
 def same(one: Tensor, other: Tensor) -> bool:
