@@ -115,7 +115,7 @@ def pack(kind: str, data: Mapping[str, Any], tensors: Mapping[str, Any], purpose
         CheckpointError: if something is no tensor, or of a kind that safetensors does not know.
         MissingDependencyError: if safetensors is not installed.
     """
-    safetensors = require("safetensors.torch", "hub", purpose)
+    safetensors = require("safetensors.torch", "save", purpose)
     stored: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
     first: dict[int, str] = {}
@@ -188,7 +188,7 @@ def unpack(
         MissingDependencyError: if safetensors is not installed.
         OSError: if it is not there or cannot be read.
     """
-    safetensors = require("safetensors", "hub", purpose)
+    safetensors = require("safetensors", "save", purpose)
     path = Path(path)
     _refuse_incomplete(path)
     found = _content(path, safetensors)
