@@ -49,8 +49,6 @@ equal files."""
 KINDS: Mapping[str, str] = {
     "model": "a model: weightmorph.load(path, net)",
     "delta": "a delta: weightmorph.Delta.load(path)",
-    "page": "a delta that needs its book: weightmorph.Delta.load(path, book=…)",
-    "book": "the book of many deltas: weightmorph.DeltaBook.load(path)",
     "weights": "the weights of a baked network: net.load_state_dict(safetensors.torch.load_file(path))",
 }
 """What a file can hold, and what reads it."""
