@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -159,7 +159,7 @@ def _settings(model: Conditioned, settings: Mapping[str, Any]) -> dict[str, Sett
                 raise ParameterLengthError("expected one value per parameter")
         except ParameterError as error:
             raise type(error)(f"setting {name!r}: {error}") from error
-        checked[name] = {key: v if isinstance(v := theta[key], str) else float(v) for key in model.space}
+        checked[name] = {key: v if isinstance(v := theta[key], str) else float(cast(float, v)) for key in model.space}
     return checked
 
 
