@@ -296,7 +296,7 @@ def test_grids(pair: tuple[Tensor, Tensor]) -> None:
 def test_one_theta_per_image_that_cannot_be_is_left_out(pair: tuple[Tensor, Tensor]) -> None:
     """A layer that cannot have one θ per sample leaves that time unknown, and everything else as it is."""
     model = condition(network(), {"angle": Angle("deg")}, LowRank(1))
-    model.folded = ["0.weight"]
+    model.spec = dataclasses.replace(model.spec, merged=("0.weight",))
     found = evaluate(model, pair, Rotate(), grid=2, rounds=1)
     assert found.ours.cost is not None
     assert found.ours.cost_each is None

@@ -487,7 +487,7 @@ def test_the_model_is_given_back_as_it_was() -> None:
     assert modes and all(modes)  # trained in train mode
     assert not model.training and not beside.training and module.training
     assert all(p.grad is None for p in model.parameters())
-    assert model.view.tensor("0", "weight").data_ptr() == net[0].weight.data_ptr()  # type: ignore[union-attr, operator]
+    assert model.base.frozen["0.weight"].data_ptr() == net[0].weight.data_ptr()  # type: ignore[union-attr, operator]
 
 
 def test_global_state_is_left_as_it_was(tmp_path: Path) -> None:

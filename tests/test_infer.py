@@ -746,7 +746,7 @@ def test_a_network_that_cannot_have_one_theta_per_sample() -> None:
             return self.layer(x.flatten(1).reshape(-1, 1, N).transpose(0, 1)).transpose(0, 1)[:, 0]
 
     model = wm.condition(Folded(), {"angle": ANGLE}, wm.Custom(Turned()), example=X[:2])
-    assert model.folded
+    assert model.merged
     found = infer(model, seen(LABELS, torch.full((21,), 40.0))[:5], pool="batch", temperature=0.01)
     assert float(away(found["angle"], torch.tensor(40.0))) < 2.5
 

@@ -13,10 +13,10 @@ from torch import nn
 
 from .errors import CheckpointError, require
 from .evaluation import Evaluation, write_atomically
-from .model import Conditioned
+from .model import Conditioned, ModelSpec
 from .model.load import load, peek
 from .parameters import Angle, Categorical, Parameter
-from .storage import Record, listed
+from .storage import listed
 from .transforms.registry import foreign
 
 __all__ = ["from_pretrained", "push_to_hub", "save_pretrained"]
@@ -222,7 +222,7 @@ def _name(card: Path, folder: str, repo_id: str) -> None:
 
 def _card(
     model: Conditioned,
-    record: Record,
+    record: ModelSpec,
     title: str,
     report: Evaluation | None,
     alt: str,
@@ -240,7 +240,7 @@ def _card(
         f"`{record.network}` follow {' and '.join(f'`{key}`' for key in model.space)}. The network itself is not in "
         "this repository, and at the anchor it is unchanged.",
         "", "```python", "import weightmorph as wm", "",
-        f"net = …  # the base: {told['base'] or record.network}, fingerprint {record.base}",
+        f"net = …  # the base: {told['base'] or record.network}, fingerprint {record.fingerprint}",
         f'model = wm.from_pretrained("{name}", net{recipe})',
         f"y = model(x, {call})  # one for the batch, or one per image",
         f"plain = model.bake({call})  # an ordinary network at that setting", "```", "",
@@ -256,15 +256,15 @@ def _card(
         lines += ["", str(told["notes"])]
     lines += [
         "", "## The base", "",
-        f"`{record.network}`{', ' + told['base'] if told['base'] else ''}: {len(record.base.tensors):,} tensors with "
-        f"fingerprint `{record.base}`. Loading compares every one of them and refuses another network.",
+        f"`{record.network}`{', ' + told['base'] if told['base'] else ''}: {len(record.fingerprint.tensors):,} tensors with "
+        f"fingerprint `{record.fingerprint}`. Loading compares every one of them and refuses another network.",
         "", "## The transform", "", "```", model.summary(), "```", "",
         "Written with " + ", ".join(f"{key} {value}" for key, value in record.written_by.items()) + ".", "",
     ]  # fmt: skip
     return "\n".join(lines)
 
 
-def _front(record: Record, report: Evaluation | None, title: str, told: Mapping[str, str | None]) -> str:
+def _front(record: ModelSpec, report: Evaluation | None, title: str, told: Mapping[str, str | None]) -> str:
     """The card's data, which the Hub sorts repositories by."""
     hub = require("huggingface_hub", "hub", "writing a model card")
     results = None
@@ -289,7 +289,7 @@ def _front(record: Record, report: Evaluation | None, title: str, told: Mapping[
     return str(data.to_yaml()).strip()
 
 
-def _parts(record: Record) -> list[dict[str, Any]]:
+def _parts(record: ModelSpec) -> list[dict[str, Any]]:
     parts = record.recipe.get("parts", [record.recipe])
     return [part for part in parts if not part["type"].startswith("<")]
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..base.install import TOLD
+from ..base import GEOMETRY
 from ..errors import CheckpointError, ExecutionError, ParameterError, ParameterLengthError, UnknownParameterError
 from ..io import write_atomically
 from ..model import Conditioned
@@ -115,7 +115,8 @@ def bake_many(
         raise ExecutionError('form="onnx": give an input of the network with example=, to trace it')
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    source, origin = _source(model, form, example), Origin.of(model)
+    origin = Origin.of(model)
+    source = _source(model, form, origin, example)
     entries = _known_entries(folder, source, thetas, overwrite)
     index = {"format": FORMAT, "form": form, "made_of": source, **origin.data(), "settings": entries}
     write = _writer(model, form, origin, example)
@@ -192,7 +193,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else repr(float(value)).removesuffix(".0")
 
 
-def _source(model: Conditioned, form: str, example: Any) -> str:
+def _source(model: Conditioned, form: str, origin: Origin, example: Any) -> str:
     """A checksum of everything that a folder's files depend on."""
     parts = {
         "form": form,
@@ -201,7 +202,7 @@ def _source(model: Conditioned, form: str, example: Any) -> str:
         "parameters": model.space.config(),
         "slots": list(model.slots),
         "state": {name: digest(tensor) for name, tensor in model.state_dict().items()},
-        "base": {name: digest(t) for name, t in model.view.tensors().items() if name not in model.view.written()},
+        "base": dict(origin.base.tensors),
     }
     return checksum(parts)
 
@@ -310,7 +311,7 @@ def _widened(model: Conditioned, net: nn.Module) -> dict[str, Any]:
     layers = {}
     for slot in model.slots.values():
         if slot.growable and tuple(net.get_parameter(slot.name).shape) != slot.shape:
-            geometry = {name: getattr(net.get_submodule(slot.layer), name) for name in TOLD}
+            geometry = {name: getattr(net.get_submodule(slot.layer), name) for name in GEOMETRY}
             if geometry["padding_mode"] == "zeros":  # the layer does not read the widths then
                 del geometry["padding_mode"], geometry["_reversed_padding_repeated_twice"]
             layers[slot.layer] = {n: v if isinstance(v, str) else list(v) for n, v in geometry.items()}

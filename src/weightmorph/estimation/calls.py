@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.inspect import as_call
+from ..base import as_call
 from ..errors import InputError
 from ..model import Conditioned
 from ..parameters import Theta
@@ -98,7 +98,7 @@ class Calls:
 
     def every(self, candidates: Candidates) -> Tensor:
         """The energy of every candidate for every sample: `(B, K)`, on the CPU."""
-        if self.inputs.size <= FEW and not self.model.folded:
+        if self.inputs.size <= FEW and not self.model.merged:
             every = torch.arange(len(candidates)).expand(self.inputs.size, -1)
             return self._scored(self._together(candidates, every), candidates)
         size = self.inputs.size
@@ -163,7 +163,7 @@ class Calls:
         around = candidates.neighbours[chosen] if self.energy.neighbours else chosen.new_empty((*chosen.shape, 0))
         wanted = torch.cat([chosen.unsqueeze(2), around], 2)  # (B, M, J)
         many = wanted.numel() > FEW * wanted.unique().numel()
-        answers = (self._apart if many or self.model.folded else self._together)(candidates, wanted)
+        answers = (self._apart if many or self.model.merged else self._together)(candidates, wanted)
         return self.energy.score(answers.flatten(0, 1)).reshape(chosen.shape)
 
     def outputs(self, theta: Mapping[str, Tensor]) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..base.inspect import as_call
+from ..base import as_call
 from ..errors import InputError
 from ..estimator import Estimator, Tap, probe
 from ..model import Conditioned
@@ -72,7 +72,7 @@ def attach(
         seen = probe(model.frozen(), layers, args, kwargs)
         taps = [Tap.on(name, seen[name], last[name] and seen[name].dim() > 2) for name in layers]
         head = Estimator(model.space, taps, bins, channels, hidden)
-        head.to(device=model.view.device, dtype=model.dtype)
+        head.to(device=model.device, dtype=model.dtype)
         head.calibrate(head.read(model.frozen(), args, kwargs))
     head.train(flags[model])
     model.estimator = head

@@ -119,7 +119,7 @@ def evaluate(
     score = accuracy if metric == "accuracy" else metric
     if not callable(score):
         raise InputError(f"metric: expected 'accuracy' or a function (output, target) -> scores (B,), got {metric!r}")
-    passes = Passes(listed, batches(data, batch_size), input_transform, score, conditioned.view.device, seed)
+    passes = Passes(listed, batches(data, batch_size), input_transform, score, conditioned.device, seed)
 
     with torch.no_grad(), evaluating([entry.contender.module for entry in listed if entry.role == "other"]):
         clean = passes.run(space.anchor, transformed=False)
@@ -193,9 +193,9 @@ def _about(model: Conditioned, transform: InputTransform) -> dict[str, str]:
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         **versions(),
         "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {model.view.device.type}",
+        "machine": f"{platform.system()} {platform.machine()}, {model.device.type}",
         "threads": str(torch.get_num_threads()),
-        "base": f"{model.view.classes[0].__name__}, {model.view.total:,} frozen numbers",
+        "base": f"{model.spec.network}, {sum(p.numel() for p in model.frozen().parameters()):,} frozen numbers",
         "weight transform": " + ".join(part["type"] for part in model.recipe.get("parts", [model.recipe])),
         "input transform": repr(transform),
     }

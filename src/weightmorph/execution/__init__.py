@@ -8,8 +8,11 @@ would give.
 
 from .batch import DEFAULT_MEMORY_LIMIT, Batch
 from .desk import Desk
-from .dispatch import Scope, StandIn, call
+from .dispatch import CallContext, CurrentCall, LazyWeights, Weight, WeightProxy, call
 from .making import make
 from .rule import Plan, plan
 
-__all__ = ["DEFAULT_MEMORY_LIMIT", "Batch", "Desk", "Plan", "Scope", "StandIn", "call", "make", "plan"]
+__all__ = [
+    "DEFAULT_MEMORY_LIMIT", "Batch", "CallContext", "CurrentCall", "Desk", "LazyWeights", "Plan", "Weight", "WeightProxy",
+    "call", "make", "plan",
+]  # fmt: skip

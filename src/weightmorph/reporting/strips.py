@@ -126,7 +126,7 @@ def inputs(
     """Images at several θ, and under each what the frozen network and the conditioned one say, right or wrong."""
     ways = _ways(model.space)
     chosen = _distinct(y, SHOWN if len(ways) == 1 else SHOWN - 2)
-    x, y = x[chosen].to(model.view.device), y[chosen]
+    x, y = x[chosen].to(model.device), y[chosen]
     shown: list[list[np.ndarray]] = []
     said: list[list[tuple[Tensor | None, Tensor | None]]] = []
     frozen = model.frozen()

@@ -35,7 +35,7 @@ class PerSample:
 
     def __call__(self, x: Tensor, theta: Mapping[str, Tensor]) -> Any:
         """Samples `(B, …)` and θ `(B,)` to outputs."""
-        device = self.model.view.device
+        device = self.model.device
         shared = all(bool((value == value[0]).all()) for value in theta.values())
         values = {name: value[0] if shared else value for name, value in theta.items()}
         return self.model(x.to(device), **values)

@@ -56,7 +56,7 @@ def application(
         require(package, "serve", "serving a model")
     from .app import Service
 
-    about: dict[str, Any] = {"network": model.view.classes[0].__name__, **versions()}
+    about: dict[str, Any] = {"network": model.spec.network, **versions()}
     if backend is None:
         backend, reason = backend_for(model, inputs)
         about["batching"] = "one call per batch" if reason is None else f"one call per setting: {reason}"

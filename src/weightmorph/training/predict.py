@@ -33,7 +33,7 @@ def attach_first(plan: Plan) -> None:
         ((x, _),) = Batches(plan.source, 0, 1)
         seeded(plan.seed, "estimator")
         with torch.no_grad():
-            x = x.to(model.view.device)
+            x = x.to(model.device)
             attach(model, plan.input_transform(x, **drawn(plan, len(x), 0)))
 
 

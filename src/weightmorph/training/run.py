@@ -148,7 +148,7 @@ def fit(
     options = trainer_options(progress, logger, precision, accelerator, devices, trainer)
     if predict_parameter and plan.estimator is None:
         attach_first(plan)
-    with _left_as_it_was(model, model.view.device), _frozen_but(plan.trained(), model):
+    with _left_as_it_was(model, model.device), _frozen_but(plan.trained(), model):
         return _train(model, plan, resume, options)
 
 

@@ -8,7 +8,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from ...base.install import TOLD, tell
+from ...base import GEOMETRY, set_kernel_geometry
 from ...errors import BaseError, CheckpointError
 from ...model import Conditioned
 from ...slots import Grow, Slot
@@ -83,7 +83,7 @@ class _ParameterSite:
     def __init__(self, net: nn.Module, slot: Slot) -> None:
         self.slot = slot
         self.original = net.get_parameter(slot.name)
-        geometry = TOLD if slot.growable else ()
+        geometry = GEOMETRY if slot.growable else ()
         self.places = [
             (layer, attribute, {k: vars(layer)[k] for k in geometry if k in vars(layer)})
             for layer in net.modules()
@@ -100,7 +100,7 @@ class _ParameterSite:
             layer._parameters[attribute] = parameter
             vars(layer).update(geometry)  # an earlier setting may have widened it
             if geometry and grow:
-                tell(layer, self.slot, grow)
+                set_kernel_geometry(layer, self.slot, grow)
         self.current, self.current_stamp = parameter, _stamp(parameter)
 
     @property

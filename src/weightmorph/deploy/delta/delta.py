@@ -39,8 +39,7 @@ class Origin:
     @classmethod
     def of(cls, model: Conditioned) -> Origin:
         """The origin of a model's deltas."""
-        base = Fingerprint.of(model.view.tensors(), model.view.written())
-        return cls(base, model.view.classes[0].__name__, model.space.config())
+        return cls(model.fingerprint(), model.spec.network, model.space.config())
 
     def data(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -167,15 +166,13 @@ class Delta:
 def delta_of(model: Conditioned, theta: Mapping[str, Value], origin: Origin) -> Delta:
     """`Delta.of` for a known origin, so that many settings of one model need one fingerprint."""
     net = model.at(**theta)  # checks θ; at the anchor its weights are the base's own
-    space = model.space
-    changes = {}
     with torch.no_grad():
-        code = space.encode(space.prepare(theta, device=model.view.device, dtype=model.dtype, check=False))
-        for name, slot in model.slots.items():
-            base = model.view.tensor(slot.layer, slot.attribute)
-            if not _same_bits(net.get_parameter(name), base):
-                changes[name] = Change.of(model.transform.expression(slot, base, code.to(model.dtype)))
-    setting = {name: float(parameter.tensor(name, theta[name])) for name, parameter in space.items()}
+        changes = {
+            name: Change.of(expression)
+            for name, expression in model.expressions(**theta).items()
+            if not _same_bits(net.get_parameter(name), expression.base)
+        }
+    setting = {name: float(parameter.tensor(name, theta[name])) for name, parameter in model.space.items()}
     return Delta(setting, changes, origin)
 
 

@@ -63,11 +63,7 @@ class Constant(nn.Module):
         self.model = model
         self.constants = nn.ParameterDict()
         self.stands = {name: _Stand(self, slot) for name, slot in model.slots.items()}
-        overrides: dict[int, dict[str, Any]] = {}
-        for name, slot in model.slots.items():
-            for number, attribute in model.view.places(model.view.tensor(slot.layer, slot.attribute)):
-                overrides.setdefault(number, {})[attribute] = self.stands[name]
-        self.base = model.view.clone(overrides)
+        self.base = model.base.clone(self.stands)
         with torch.no_grad():
             self._encode(dict(model.space.anchor))
             self._refuse()
@@ -77,7 +73,7 @@ class Constant(nn.Module):
     def _encode(self, theta: dict[str, Any]) -> None:
         """Put what follows θ into the stand-ins."""
         model = self.model
-        code = model._encode(model._prepare(theta, check=False))
+        code = model.encode(**theta)
         weights = {name: stand.weight for name, stand in self.stands.items()}
         for name, expression in model.transform.expressions(list(model.slots.values()), weights, code).items():
             self.stands[name].expression = expression

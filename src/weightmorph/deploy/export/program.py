@@ -96,7 +96,7 @@ class _Traced(nn.Module):
 
     def __init__(self, model: Conditioned) -> None:
         super().__init__()
-        self.model, self.base = model, model._fixed[1]
+        self.model, self.base = model, model.base.traced.network
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """What is traced."""
@@ -164,8 +164,7 @@ def _theta(model: Conditioned, size: int | None) -> dict[str, Tensor]:
     dtype = torch.promote_types(model.dtype, torch.float32)
     shape = () if size is None else (size,)
     return {
-        name: torch.full(shape, value, dtype=dtype, device=model.view.device)
-        for name, value in model.space.anchor.items()
+        name: torch.full(shape, value, dtype=dtype, device=model.device) for name, value in model.space.anchor.items()
     }
 
 
