@@ -41,6 +41,7 @@ class Piece:
             transposed matrix rounds differently, and an applied weight must equal the baked one.
 
     Example:
+        >>> from weightmorph.terms import RowScale
         >>> weight = torch.ones(2, 3)
         >>> term = RowScale(Slot.of((2, 3), "weight"), weight, torch.tensor([1.0, 2.0]))
         >>> piece = Piece.of(term, weight)
@@ -137,6 +138,7 @@ class Change:
     """W(θ) of one tensor at one setting: its slot, and the pieces that are added to the base's weight.
 
     Example:
+        >>> from weightmorph.terms import RowScale
         >>> slot, weight = Slot.of((2, 3), "weight"), torch.ones(2, 3)
         >>> term = RowScale(slot, weight, torch.tensor([1.0, 2.0]))
         >>> Change.of(WeightExpression(slot, weight, (term,))).expression(weight).dense()
