@@ -16,12 +16,13 @@ from torch import nn
 from ..errors import InputError
 from ..inputs import InputTransform
 from ..model import Conditioned
+from ..modes import eval_mode
 from ..parameters import ParameterSpace, Value
 from ..storage import versions
 from .contenders import BASELINES, Contender, check_transform, entries, inferring, told_wrong
 from .data import batches
 from .metric import Metric, accuracy
-from .passes import Passes, evaluating
+from .passes import Passes
 from .result import Evaluation, Row
 
 __all__ = ["evaluate"]
@@ -121,7 +122,7 @@ def evaluate(
         raise InputError(f"metric: expected 'accuracy' or a function (output, target) -> scores (B,), got {metric!r}")
     passes = Passes(listed, batches(data, batch_size), input_transform, score, conditioned.view.device, seed)
 
-    with torch.no_grad(), evaluating([entry.contender.module for entry in listed if entry.role == "other"]):
+    with torch.no_grad(), eval_mode(*(entry.contender.module for entry in listed if entry.role == "other")):
         clean = passes.run(space.anchor, transformed=False)
         for entry in listed:
             if entry.errors is not None:
