@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import InputError, ParameterError, ParameterLengthError, near
 from ..estimator import estimator_of
 from ..model import Conditioned
+from ..modes import eval_mode
 from ..parameters import Theta, Value
 from .calls import Calls, Inputs
 from .candidates import Candidates, lay_out
@@ -101,6 +102,7 @@ def infer(
 
     Example:
         >>> import weightmorph as wm
+        >>> from torch import nn
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 49, 3))
         >>> model = wm.condition(net, {"angle": wm.Angle("deg")}, wm.Warp(), example=torch.rand(1, 1, 9, 9))
         >>> found = infer(model, torch.rand(5, 1, 9, 9), pool="batch")

@@ -35,8 +35,8 @@ class Estimator(nn.Module):
     $$q(\theta \mid x) = \prod_p \sum_k w_{pk}(x)\, \varphi_{pk}(\theta_p)$$
 
     The kernels $\varphi$ lie evenly over the range ([`Axis`][weightmorph.estimator.Axis]): on the circle for an angle,
-    so that 359° and 1° are neighbours and an object that looks the same at two angles gets two modes. The weights $w$ come
-    from the frozen base's early features, averaged over a coarse grid, standardised, mixed per cell to `channels`
+    so that 359° and 1° are neighbours and an object that looks the same at two angles gets two modes. The weights $w$
+    come from the frozen base's early features, averaged over a coarse grid, standardised, mixed per cell to `channels`
     numbers, and put through one hidden layer. Several parameters are assumed to be independent given the input.
 
     Args:

@@ -113,7 +113,7 @@ def _default_layers(
     """The last conditioned convolution with a large enough map, or the input and the first conditioned layer."""
     weights = [slot for slot in slots.values() if slot.kind in ("conv", "conv_transpose", "linear")]
     names = list(dict.fromkeys(slot.layer for slot in weights or slots.values()))
-    outputs = probe(root, names, args, kwargs, to_the_end=True)
+    outputs = probe(root, names, args, kwargs, finish=True)
     maps = {slot.layer for slot in weights if slot.kind != "linear"}
     large = [name for name, output in outputs.items() if name in maps and math.prod(output.shape[2:]) >= POSITIONS]
     if large:
@@ -122,7 +122,12 @@ def _default_layers(
 
 
 def probe(
-    root: nn.Module, layers: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, to_the_end: bool = False
+    root: nn.Module,
+    layers: Sequence[str],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    finish: bool = False,
 ) -> dict[str, Tensor]:
     """The first output of each named layer, by name, in the order in which the layers run.
 
@@ -132,7 +137,7 @@ def probe(
         layers: dotted names; `""` is the first tensor among the base's inputs.
         args: the base's positional inputs.
         kwargs: its keyword inputs.
-        to_the_end: run the base to its end; layers that never run are then left out.
+        finish: run the base to its end; layers that never run are then left out.
 
     Raises:
         InputError: for a layer that does not exist, or that the base's forward does not run.
@@ -152,7 +157,7 @@ def probe(
         first = output[0] if isinstance(output, list | tuple) and output else output
         if name not in seen and isinstance(first, Tensor):
             seen[name] = first
-            if not to_the_end and len(seen) == len(layers):
+            if not finish and len(seen) == len(layers):
                 raise _Enough
 
     hooks = [
@@ -170,6 +175,6 @@ def probe(
         for hook in hooks:
             hook.remove()
     missing = [name for name in layers if name not in seen]
-    if missing and not to_the_end:
+    if missing and not finish:
         raise InputError(f"layer {missing[0]!r} gave no tensor on the base's way from input to output; name another")
     return seen

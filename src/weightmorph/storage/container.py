@@ -51,6 +51,7 @@ KINDS: Mapping[str, str] = {
     "delta": "a delta: weightmorph.Delta.load(path)",
     "page": "a delta that needs its book: weightmorph.Delta.load(path, book=…)",
     "book": "the book of many deltas: weightmorph.DeltaBook.load(path)",
+    "training": "the state of a training run: fit(…, checkpoint=folder)",
     "weights": "the weights of a baked network: net.load_state_dict(safetensors.torch.load_file(path))",
 }
 """What a file can hold, and what reads it."""
