@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import CheckpointError, near
+from ..io import write_atomically
 from ..parameters import Parameter, ParameterSpace
-from ..storage import replaced
 from .advice import listing, preferred, sentence, untold
 
-__all__ = ["Evaluation", "Role", "Row", "setting_text", "write_atomically"]
+__all__ = ["Evaluation", "Role", "Row", "setting_text"]
 
 Role = Literal["conditioned", "frozen", "inverse", "other", "offset", "inferred"]
 
@@ -313,18 +313,6 @@ def _bytes(number: int) -> str:
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return f"{number} B" if number else "0"
-
-
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
-    """Write a file beside its place and rename it there, so that nobody ever sees half of it.
-
-    Folders on the way are made.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced(path) as beside:
-        beside.write_bytes(content)
-    return path
 
 
 def setting_text(space: Mapping[str, Parameter], theta: Mapping[str, float]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import time
@@ -15,6 +14,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..inputs import InputTransform
+from ..io import plain
 from ..model import Conditioned
 from ..modes import eval_mode
 from ..parameters import ParameterSpace, Value
@@ -158,7 +158,7 @@ def evaluate(
         )
     )
     return Evaluation(
-        parameters=json.loads(json.dumps(space.config())),
+        parameters=plain(space.config()),
         grid={name: tuple(point[name] for point in points) for name in space},
         rows=rows,
         absent=absent,
