@@ -97,11 +97,11 @@ class Options:
             optional = value is None and name in ("epochs", "steps", "settings")
             if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise TrainingError(f"{name}: expected a whole number, {least} or more, got {value!r}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, numbers.Integral):
+        if not _is_number(self.seed, numbers.Integral):
             raise TrainingError(f"seed: expected a whole number, got {self.seed!r}")
-        if not (_is_number(self.lr) and self.lr > 0):
+        if not _is_number(self.lr) or not self.lr > 0:
             raise TrainingError(f"lr: expected lr > 0, got {self.lr!r}")
-        if not (_is_number(self.weight_decay) and self.weight_decay >= 0):
+        if not _is_number(self.weight_decay) or not self.weight_decay >= 0:
             raise TrainingError(f"weight_decay: expected weight_decay >= 0, got {self.weight_decay!r}")
         if not callable(self.schedule) and self.schedule not in ("cosine", "constant"):
             raise TrainingError(
@@ -138,5 +138,6 @@ class Options:
         }
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: Any, kind: Any = numbers.Real) -> bool:
+    """Whether a value is a finite number, also one of NumPy's, and no bool."""
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)

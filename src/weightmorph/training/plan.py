@@ -113,7 +113,7 @@ class Plan:
     def record(self) -> dict[str, Any]:
         """What a checkpoint must agree with, as plain data. The number of steps is not in it, because it may grow."""
         options, head = self.options, self.estimator
-        record = {
+        record: dict[str, Any] = {
             "space": self.space.config(),
             "recipe": self.module.recipe if isinstance(self.module, Conditioned) else type(self.module).__name__,
             "objective": repr(self.objective),
@@ -126,7 +126,10 @@ class Plan:
             "seed": options.seed,
         }
         if options.predict_parameter:
-            record |= {"predict_parameter": options.predict_parameter, "estimator": head and head.config()}
+            record |= {
+                "predict_parameter": options.predict_parameter,
+                "estimator": None if head is None else head.config(),
+            }
         return record
 
     def describe(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..storage import pack, save, unpack
+from ..io import plain, write_atomically
+from ..storage import pack, unpack
 
 __all__ = ["FILE", "State", "read", "write"]
 
@@ -62,8 +62,8 @@ class State:
         notes: Mapping[str, Any],
     ) -> State:
         """The state of a module and its optimiser."""
-        rows = [torch.tensor(values, dtype=torch.float64) for values in (losses, estimator_losses)]
-        return cls(module.state_dict(), optimiser.state_dict()["state"], *rows, seconds, settings, notes)
+        first, second = (torch.tensor(values, dtype=torch.float64) for values in (losses, estimator_losses))
+        return cls(module.state_dict(), optimiser.state_dict()["state"], first, second, seconds, settings, notes)
 
     def restore(self, module: nn.Module, optimiser: torch.optim.Optimizer | None) -> None:
         """Copy the tensors back into a module and its optimiser.
@@ -92,13 +92,12 @@ def write(folder: Path, state: State) -> None:
     Raises:
         CheckpointError: if the module's `state_dict` holds something that is no tensor.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"module.{key}": value for key, value in state.module.items()}
     for number, moments in state.optimiser.items():
         tensors |= {f"optimiser.{number}.{key}": value for key, value in moments.items()}
     tensors |= {"losses": state.losses, "estimator_losses": state.estimator_losses}
     data = {"seconds": state.seconds, "settings": state.settings, "notes": state.notes}
-    save(folder / FILE, pack(KIND, data, tensors, "a checkpoint of fit"))
+    write_atomically(folder / FILE, pack(KIND, data, tensors, "a checkpoint of fit"))
 
 
 def read(folder: Path, settings: Mapping[str, Any] | None = None) -> State | None:
@@ -145,11 +144,11 @@ def _assembled(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Stat
 
 
 def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    plain = json.loads(json.dumps(dict(now)))
+    current = plain(dict(now))
     return [
-        f"{key} was {_brief(saved.get(key))}, now {_brief(plain.get(key))}"
-        for key in sorted({*saved, *plain})
-        if saved.get(key) != plain.get(key)
+        f"{key} was {_brief(saved.get(key))}, now {_brief(current.get(key))}"
+        for key in sorted({*saved, *current})
+        if saved.get(key) != current.get(key)
     ]
 
 
