@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -82,6 +82,23 @@ class Inferred:
                 f"nothing was inferred of {name!r}; known: {', '.join(self.theta)}{near(name, self.theta)}"
             )
         return self.theta[name]
+
+    def to(self, device: torch.device | str) -> Inferred:
+        """The same result with its tensors on a device; the outputs stay where they are."""
+
+        def moved(theta: Theta) -> Theta:
+            return {name: value.to(device) for name, value in theta.items()}
+
+        return replace(
+            self,
+            theta=moved(self.theta),
+            spread=moved(self.spread),
+            confidence=self.confidence.to(device),
+            abstain=self.abstain.to(device),
+            score=self.score.to(device),
+            posterior=self.posterior.to(device),
+            candidates=moved(self.candidates),
+        )
 
     def __str__(self) -> str:
         whose = {"image": "per image", "batch": "for the batch", "stream": "along the stream"}[self.pool]

@@ -114,19 +114,14 @@ def infer(
     inputs, energy = Inputs(x), resolve(objective)
     chosen = _checked(model, method, pool, starts, temperature, batch_size, prior)
     values = _known(model, known or {}, inputs.size)
-    unknown = [name for name in model.space if name not in values]
-    tried = lay_out(model.space, unknown, candidates, fine=chosen == "head")
-    near_by = _per_parameter(tried, "tolerance", tolerance)
-    walk = {name: DRIFT * tried.range_of(name) for name in unknown}
-    if pool == "stream":
-        walk |= _per_parameter(tried, "drift", drift)
+    tried = lay_out(model.space, [n for n in model.space if n not in values], candidates, fine=chosen == "head")
+    reach = _per_parameter(tried, "tolerance", tolerance)
+    walk = _walk(tried, drift) if pool == "stream" else {}
     calls = Calls(model, inputs, values, energy, batch_size)
     head = None if chosen == "search" else estimator_of(model)
     with torch.no_grad(), eval_mode(model):
         density = None if head is None else HeadDensity(head, calls)
         evidence = _evidence(calls, tried, chosen, density, pool, starts, temperature)
-        if pool == "batch":
-            evidence = evidence.sum(0, keepdim=True)
         if pool == "stream":
             posterior = _filtered(tried, evidence, walk, prior)
             evidence = posterior.clamp_min(1e-30).log()
@@ -135,32 +130,33 @@ def infer(
         estimates = tried.between(evidence, posterior.argmax(1))
         if density is not None and chosen == "head" and pool != "stream" and not tried.shape:
             # The head's parameters are independent, so its maximum needs no grid over all of them.
-            estimates = density.most_likely(unknown, pooled=pool == "batch")
-        theta = {name: value[0] for name, value in estimates.items()} if pool == "batch" else estimates
+            estimates = density.most_likely(list(tried.axes), pooled=pool == "batch")
+        theta = _first(estimates) if pool == "batch" else estimates
         outputs = calls.outputs(theta)
         if density is not None and chosen == "head":
             score = -density.at(theta)
         else:
             score = energy.score(energy.answer(outputs).unsqueeze(1)).cpu()
     spread = spread_of(tried, posterior, estimates)
-    confidence = close_to(tried, posterior, estimates, near_by)
+    confidence = close_to(tried, posterior, estimates, reach)
     if pool == "batch":
-        posterior, confidence, score = posterior[0], confidence[0], score.mean()
-        spread = {name: value[0] for name, value in spread.items()}
-    device = inputs.device
-    return Inferred(
-        theta={name: value.to(device) for name, value in theta.items()},
-        spread={name: value.to(device) for name, value in spread.items()},
-        confidence=confidence.to(device),
-        abstain=(confidence < CERTAIN).to(device),
-        score=score.to(device),
-        outputs=outputs,
-        posterior=posterior.to(device),
-        candidates={name: value.to(device) for name, value in tried.theta.items()},
-        method=chosen,
-        pool=pool,
+        spread, posterior, confidence, score = _first(spread), posterior[0], confidence[0], score.mean()
+    result = Inferred(
+        theta, spread, confidence, confidence < CERTAIN, score, outputs, posterior, tried.theta, chosen, pool,
         runs=calls.runs / inputs.size,
-    )
+    )  # fmt: skip
+    return result.to(inputs.device)
+
+
+def _first(values: Theta) -> Theta:
+    """The only entry of values `(1,)`: name to `()`."""
+    return {name: value[0] for name, value in values.items()}
+
+
+def _walk(tried: Candidates, drift: float | Mapping[str, float] | None) -> dict[str, float]:
+    """The standard deviation of each parameter from one frame to the next."""
+    default = {name: DRIFT * tried.range_of(name) for name in tried.axes}
+    return default | _per_parameter(tried, "drift", drift)
 
 
 def _checked(
@@ -236,20 +232,20 @@ def _evidence(
     starts: int,
     temperature: float,
 ) -> Tensor:
-    r"""$\ell$ of every candidate for every sample, `(B, K)`."""
+    r"""$\ell$ of every candidate for every sample, `(B, K)`; summed over the samples, `(1, K)`, if they share θ."""
     if density is None:
-        return -calls.every(tried) / temperature
-    log_q = density.over(tried.theta)
-    if method == "head":
-        return log_q
-    if pool == "batch":
-        chosen = tried.peaks(log_q.sum(0, keepdim=True), starts).expand(calls.inputs.size, -1)
+        evidence = -calls.every(tried) / temperature
     else:
-        chosen = tried.peaks(log_q, starts)
-    energy = calls.some(tried, chosen)
-    # Each candidate takes the energy of its nearest peak, so between the peaks the head alone decides.
-    nearest = tried.distances()[chosen].argmin(1)  # (B, K), into `chosen`
-    return log_q - energy.gather(1, nearest) / temperature
+        evidence = density.over(tried.theta)
+        if method == "both":
+            if pool == "batch":
+                chosen = tried.peaks(evidence.sum(0, keepdim=True), starts).expand(calls.inputs.size, -1)
+            else:
+                chosen = tried.peaks(evidence, starts)
+            # Each candidate takes the energy of its nearest peak, so between the peaks the head alone decides.
+            nearest = tried.distances()[chosen].argmin(1)  # (B, K), into `chosen`
+            evidence = evidence - calls.some(tried, chosen).gather(1, nearest) / temperature
+    return evidence.sum(0, keepdim=True) if pool == "batch" else evidence
 
 
 def _filtered(tried: Candidates, evidence: Tensor, drift: Mapping[str, float], prior: Tensor | None) -> Tensor:
