@@ -47,10 +47,10 @@ OPTIONAL = (
 ).split()
 
 
-ELSEWHERE = set(
+ELSEWHERE = (
     "_parameters _buffers _modules _version _conv_forward _reversed_padding_repeated_twice _BatchNorm _InstanceNorm "
-    "_NormBase _ConvNd _ConvTransposeNd _pytree _unsafe_view _MultiProcessingLauncher _fields _replace _asdict _exit".split()
-)  # names of torch, Lightning and the standard library that we may use although they look private
+    "_NormBase _ConvNd _ConvTransposeNd _pytree _unsafe_view _MultiProcessingLauncher _fields _replace _asdict _exit"
+).split()  # names of torch, Lightning and the standard library that we may use although they look private
 
 
 def refuse(found: str) -> None:
@@ -193,6 +193,7 @@ def dialect(source: str) -> list[str]:
         f"line {number} says {word!r}"
         for number, line in enumerate(source.splitlines(), 1)
         for word in DIALECT.findall(line)
+        if not line.endswith("# a name in saved files")
     ]
 
 
@@ -274,7 +275,7 @@ def test_no_room_uses_a_private_name_of_another() -> None:
         local.setdefault(room_of(file), set()).update(defined_privately(file.read_text("utf-8")))
     found = []
     for file in files():
-        uses = private_uses(file.read_text("utf-8"), local[room_of(file)] | ELSEWHERE)
+        uses = private_uses(file.read_text("utf-8"), local[room_of(file)].union(ELSEWHERE))
         found += [f"{file.relative_to(ROOT)}: {use}" for use in uses]
     refuse("\n".join(found))
 
@@ -360,7 +361,7 @@ def test_the_check_of_private_names_sees() -> None:
     for source in ("model._encode(c)", "from ..base.view import _Recipe", "self.model._encode(c)", "x()._y = 1"):
         assert private_uses(source, {"_other"}), source
     for source in ("self._x", "super()._x()", "cls._x", "module._modules", "a.__dict__", "_x = 1", "x[_i]"):
-        assert not private_uses(source, ELSEWHERE), source
+        assert not private_uses(source, set(ELSEWHERE)), source
     assert defined_privately("class _A:\n  _b: int\n  def _c(self): self._d = other._e = 1") == {"_A", "_b", "_c", "_d"}
 
 
