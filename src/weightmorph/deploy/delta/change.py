@@ -17,6 +17,7 @@ from ...terms import TERMS, Dense, Term, WeightExpression
 
 __all__ = ["Change", "Piece"]
 
+
 @dataclass(frozen=True)
 class Piece:
     """A term without the base's own weight.
