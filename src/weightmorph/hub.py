@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 
 from .errors import CheckpointError, require
-from .evaluation import Evaluation, write_atomically
+from .evaluation import Evaluation
+from .io import write_atomically
 from .model import Conditioned
 from .model.load import load, peek
 from .parameters import Parameter

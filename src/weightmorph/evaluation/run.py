@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
 from ..errors import InputError
 from ..inputs import InputTransform
+from ..io import plain
 from ..model import Conditioned
 from ..modes import eval_mode
 from ..parameters import ParameterSpace, Value
 from ..storage import versions
-from .contenders import BASELINES, Contender, check_transform, entries, inferring, told_wrong
+from .contenders import Contender
 from .data import batches
+from .entries import BASELINES, Entry, check_transform, entries, inferred_entries, offset_entries
+from .figures import Row
 from .metric import Metric, accuracy
-from .passes import Passes
-from .result import Evaluation, Row
+from .passes import Array, Costs, Passes, Scores
+from .result import Evaluation
 
 __all__ = ["evaluate"]
 
@@ -115,62 +116,52 @@ def evaluate(
     check_transform(space, input_transform)
     points = _points(space, grid)
     listed, absent = entries(ours, conditioned, input_transform, others or {}, baselines)
-    listed += told_wrong(ours, space, offsets or {})
-    listed += inferring(ours, conditioned, inferred, infer_options or {})
+    listed += offset_entries(ours, space, offsets or {})
+    listed += inferred_entries(ours, conditioned, inferred, infer_options or {})
     score = accuracy if metric == "accuracy" else metric
     if not callable(score):
         raise InputError(f"metric: expected 'accuracy' or a function (output, target) -> scores (B,), got {metric!r}")
     passes = Passes(listed, batches(data, batch_size), input_transform, score, conditioned.view.device, seed)
-
     with torch.no_grad(), eval_mode(*(entry.contender.module for entry in listed if entry.role == "other")):
-        clean = passes.run(space.anchor, transformed=False)
-        for entry in listed:
-            if entry.errors is not None:
-                entry.errors.clear()  # those of the clean images are not on the grid
-        values: list[list[float]] = [[] for _ in listed]
-        totals = np.zeros((len(listed), passes.images))
-        for theta in points:
-            for number, scores in enumerate(passes.run(theta)):
-                values[number].append(math.fsum(scores) / passes.images)
-                totals[number] += scores
-        per_image = totals / len(points)
-        known = [None if entry.errors is None else (entry.errors.typical, entry.errors.share) for entry in listed]
-        costs = passes.costs(points[len(points) // 2], space, rounds) if rounds else [(None, None)] * len(listed)
-
-    rows = tuple(
-        Row(
-            name=entry.name,
-            role=entry.role,
-            values=tuple(curve),
-            clean=math.fsum(at_anchor) / passes.images,
-            standard_error=_standard_error(image),
-            trainable=entry.contender.trained,
-            seconds=entry.contender.seconds,
-            stored=entry.contender.stored,
-            told=entry.role in ("conditioned", "inverse", "offset") or (entry.role == "other" and entry.contender.told),
-            off=None if errors is None else errors[0],
-            abstained=None if errors is None else errors[1],
-            cost=cost,
-            cost_each=cost_each,
-        )
-        for entry, curve, at_anchor, image, errors, (cost, cost_each) in zip(
-            listed, values, clean, per_image, known, costs, strict=True
-        )
-    )
+        scores = passes.over(points, space.anchor)
+        costs = passes.costs(points[len(points) // 2], space, rounds)
     return Evaluation(
-        parameters=json.loads(json.dumps(space.config())),
+        parameters=plain(space.config()),
         grid={name: tuple(point[name] for point in points) for name in space},
-        rows=rows,
+        rows=_rows(listed, scores, costs),
         absent=absent,
         metric="accuracy" if metric == "accuracy" else getattr(metric, "__name__", type(metric).__name__),
         images=passes.images,
         seed=seed,
-        errors=tuple(tuple(_standard_error(one - other) for other in per_image) for one in per_image),
+        errors=tuple(tuple(_standard_error(one - other) for other in scores.per_image) for one in scores.per_image),
         about=_about(conditioned, input_transform),
     )
 
 
-def _standard_error(scores: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+def _rows(listed: Sequence[Entry], scores: Scores, costs: Sequence[Costs]) -> tuple[Row, ...]:
+    return tuple(
+        Row(
+            name=entry.name,
+            role=entry.role,
+            values=tuple(values),
+            clean=clean,
+            standard_error=_standard_error(per_image),
+            trainable=entry.contender.trained,
+            seconds=entry.contender.seconds,
+            stored=entry.contender.stored,
+            needs_theta=entry.needs_theta,
+            off=None if entry.errors is None else entry.errors.typical,
+            abstained=None if entry.errors is None else entry.errors.abstained,
+            cost=cost,
+            cost_each=cost_each,
+        )
+        for entry, values, clean, per_image, (cost, cost_each) in zip(
+            listed, scores.values, scores.clean, scores.per_image, costs, strict=True
+        )
+    )
+
+
+def _standard_error(scores: Array) -> float:
     return float(scores.std(ddof=1) / math.sqrt(len(scores)))
 
 
