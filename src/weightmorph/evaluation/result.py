@@ -187,7 +187,7 @@ class Evaluation(Figures):
         return cls.from_json(Path(path).read_text("utf-8"))
 
 
-NAMES = {"needs_theta": "told"}
+NAMES = {"needs_theta": "told"}  # a name in saved files
 """Fields of a row that have another name in a saved evaluation."""
 
 

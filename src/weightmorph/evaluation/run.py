@@ -1,4 +1,4 @@
-"""Running every alternative over the grid."""
+"""`evaluate`: the scores of every alternative over a grid of θ."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ def evaluate(
     | `frozen` | $s(f(T_\theta(x);\ W),\ y)$ |
     | `inverse` | $s(f(T_\theta^{-1}(T_\theta(x));\ W),\ y)$; absent, with the reason, where no inverse exists |
     | each of `others` | $s(h(T_\theta(x)),\ y)$ |
-    | for each of `offsets`, δ | the mean of $s(f(T_\theta(x);\ W(\theta \pm \delta)),\ y)$: θ was told wrong |
-    | each of `inferred` | $s(f(T_\theta(x);\ W(\hat\theta(T_\theta(x)))),\ y)$: nobody told θ |
+    | for each of `offsets`, δ | the mean of $s(f(T_\theta(x);\ W(\theta \pm \delta)),\ y)$: θ is wrong |
+    | each of `inferred` | $s(f(T_\theta(x);\ W(\hat\theta(T_\theta(x)))),\ y)$: θ is estimated |
 
     The clean value is that of the untransformed images at the anchor, where the conditioned network is the frozen one.
-    **The images must be ones that neither the base nor anything else here was trained on.** A network has the images it
-    saw by heart, and what it says of them upright flatters the frozen and the inverse row most.
+    **The images must be ones that neither the base nor anything else here was trained on.** A network remembers its
+    training images as they were, which favours the frozen and the inverse row most.
 
-    Nothing is changed: no gradient is recorded, training flags are as they were, and torch's global random numbers are
-    not drawn (unless your loader does). The figures, apart from times, are repeatable.
+    Nothing is changed: no gradient is recorded, training flags are restored, and torch's global random numbers are not
+    drawn (unless your loader does). The figures, apart from times, are repeatable.
 
     Args:
         model: the conditioned network; as a [`Contender`][weightmorph.evaluation.Contender] if the seconds of its
@@ -80,10 +80,10 @@ def evaluate(
             `(B,)`; higher is better, so give an error its minus sign.
         others: further finished networks by name, such as one fine-tuned on transformed data.
         baselines: which of `"frozen"` and `"inverse"` to run.
-        offsets: name to one or more distances in the parameter's unit by which θ is told wrong, kept within its range:
-            `{"angle": [5, 10, 20]}`.
+        offsets: name to one or more distances, in the parameter's unit, by which the network is given a wrong θ,
+            clamped to its range: `{"angle": [5, 10, 20]}`.
         inferred: `"image"`, a number of images that share one θ, or several of these: rows in which θ is found by
-            [`infer`][weightmorph.infer]. They also tell how far its estimates were from the truth.
+            [`infer`][weightmorph.infer]. They also show how far its estimates were from the truth.
         infer_options: further arguments of `infer`, e.g. `{"method": "head"}`.
         batch_size: of images in a call, where `data` is not a loader.
         seed: of the transform's random numbers, if it draws any; they start anew at each setting, so that settings can
@@ -177,16 +177,14 @@ def _points(space: ParameterSpace, grid: int | Mapping[str, Value] | None) -> li
         grid = DEFAULT_GRID[min(len(space), len(DEFAULT_GRID)) - 1]
     if isinstance(grid, bool) or (isinstance(grid, int) and grid < 1):
         raise InputError(f"grid: expected a positive number of values, or the settings, got {grid!r}")
-    theta = space.grid(grid) if isinstance(grid, int) else space.prepare(grid, dtype=torch.float64)
-    columns = {name: torch.atleast_1d(values).tolist() for name, values in theta.items()}
-    points = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    points = space.settings(grid)
     if not points:
         raise InputError("grid: expected at least one setting, got none")
     return points
 
 
 def _about(model: Conditioned, transform: InputTransform) -> dict[str, str]:
-    """How it was made."""
+    """The circumstances of the evaluation: versions, machine, base and transforms."""
     return {
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         **versions(),

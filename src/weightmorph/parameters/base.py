@@ -1,4 +1,4 @@
-"""What every parameter is: a value that is checked, sampled, laid out and encoded, with an anchor."""
+"""The base class of parameters: checks, samples and encodes values, and describes itself."""
 
 from __future__ import annotations
 
@@ -19,17 +19,31 @@ __all__ = ["Parameter", "Theta", "Value", "brief"]
 
 
 Value = float | int | str | Tensor | Sequence[float] | Sequence[str]
-"""What a user may pass for one parameter: a Python number, a 0-d or `(B,)` tensor, a list; names for a Categorical."""
+"""Values of one parameter as a user gives them: a number, a 0-d or `(B,)` tensor, a list; names for a Categorical."""
 
 Theta = dict[str, Tensor]
 """Checked values by name, each `(*B)` with the same `*B`."""
 
 
 class Parameter(ABC):
-    """One named quantity θ that the weights depend on. Subclasses say how it is encoded.
+    """One quantity θ that the weights depend on.
 
-    `affine` names the map of [`weightmorph.affine`][] that the parameter applies to the image plane, if it is a
-    geometric one; [`Warp`][weightmorph.Warp] reads it. Angles in degrees are converted for the map.
+    A subclass defines how values are encoded, and overrides `format`, `distance` and the other methods below where it
+    differs; nothing outside `parameters/` asks for its class. A new kind is one file, and one entry in
+    [`KINDS`][weightmorph.parameters.KINDS].
+
+    Attributes:
+        affine: the map of [`weightmorph.affine`][] that the parameter applies to the image plane, or None;
+            [`Warp`][weightmorph.Warp] reads it. Angles in degrees are converted for the map.
+        unit: of the values, or None.
+        anchor: the value at which the base is right.
+        log_scale: whether equal ratios, not equal differences, are equal steps.
+
+    Example:
+        >>> from weightmorph import Angle
+        >>> angle = Angle("deg", harmonics=1)
+        >>> angle.encode(torch.tensor(90.0)).round().abs().tolist(), angle.format(90.0), angle.describe()
+        ([0.0, 1.0], '90°', 'Angle: all round in deg, anchor at 0°')
     """
 
     affine: str | None
@@ -37,7 +51,7 @@ class Parameter(ABC):
     anchor: Any
 
     log_scale: ClassVar[bool] = False
-    """Whether equal ratios, not equal differences, are equal steps: an axis of a plot is then logarithmic."""
+    """Whether equal ratios, not equal differences, are equal steps; the axis of a plot is then logarithmic."""
 
     def __post_init__(self) -> None:
         if self.affine is not None and self.affine not in maps.MAPS:
@@ -75,11 +89,11 @@ class Parameter(ABC):
 
     @abstractmethod
     def from_coordinate(self, coordinate: Tensor) -> Tensor:
-        """The way back: a coordinate `(*B)` to values `(*B)`."""
+        """A coordinate `(*B)` back to values `(*B)`."""
 
     @property
     def period(self) -> float | None:
-        """After how much of the coordinate everything comes again; None where nothing does."""
+        """The distance in the coordinate after which values repeat; None for a parameter that is not circular."""
         return None
 
     @property
@@ -183,7 +197,7 @@ class Parameter(ABC):
 
     @abstractmethod
     def grid(self, size: int) -> Tensor:
-        """`size` values laid evenly over the range: `(size,)`."""
+        """`size` values evenly over the range: `(size,)` in float32."""
 
     def spaced(self, size: int) -> Tensor:
         """Up to `size` values to show the range by, in float64.
@@ -208,8 +222,8 @@ class Parameter(ABC):
         here = maps.MAPS[self.affine](self.decode(code) * scale)
         if self.anchor_value == maps.NEUTRAL[self.affine]:
             return here
-        home = maps.MAPS[self.affine](torch.full_like(code[..., 0], self.anchor_value * scale))
-        return maps.compose(here, maps.inverse(home))
+        anchor = maps.MAPS[self.affine](torch.full_like(code[..., 0], self.anchor_value * scale))
+        return maps.compose(here, maps.inverse(anchor))
 
     def tensor(self, name: str, value: Value) -> Tensor:
         """A user's value as a float tensor `()` or `(B,)`, checked for shape and kind."""
@@ -236,7 +250,7 @@ class Parameter(ABC):
         return value if value.is_floating_point() else value.to(torch.float64)
 
     def check(self, name: str, value: Tensor) -> None:
-        """Refuse what is not finite, warn of what is out of range."""
+        """Refuse values that are not finite, and warn of values outside the range."""
         if not bool(torch.isfinite(value).all()):
             raise ParameterValueError(f"parameter {name!r}: expected finite values, got {brief(value)}")
         bounds = self.bounds
@@ -258,7 +272,7 @@ class Parameter(ABC):
         return None
 
     def config(self) -> dict[str, Any]:
-        """Plain data from which [`ParameterSpace.from_config`][] makes the parameter again."""
+        """The parameter as plain data, for [`from_config`][weightmorph.ParameterSpace.from_config]."""
         fields = [f.name for f in dataclasses.fields(cast(Any, self)) if f.init]
         return {"type": type(self).__name__} | {name: getattr(self, name) for name in fields}
 

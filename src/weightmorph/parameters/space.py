@@ -1,4 +1,4 @@
-"""The parameters of a model by name: checked together, and encoded side by side."""
+"""The parameters of a model by name, and the code of all of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KINDS: Mapping[str, type[Parameter]] = {kind.__name__: kind for kind in (Angle, 
 
 
 class ParameterSpace(Mapping[str, Parameter]):
-    """Several named parameters: a dict that checks, samples and encodes.
+    """Named parameters: a dict that checks, samples and encodes values of θ.
 
     Args:
         parameters: name to parameter; the code's columns follow this order.
@@ -69,7 +69,7 @@ class ParameterSpace(Mapping[str, Parameter]):
 
     @property
     def code_dim(self) -> int:
-        """Columns of the code of all parameters together."""
+        """Columns of the code of all parameters."""
         return sum(p.code_dim for p in self.values())
 
     @property
@@ -96,8 +96,8 @@ class ParameterSpace(Mapping[str, Parameter]):
             values: one entry per parameter: a number, a 0-d tensor, a `(B,)` tensor or a list.
             device: where the values are needed.
             dtype: their type; at least float32, so that an angle in degrees keeps its digits.
-            check: look at the values (eager only). Values that already live on an accelerator are not looked at, for
-                that would force a synchronisation on every call.
+            check: look at the values (eager only). Values on an accelerator are never looked at, because that would
+                force a synchronisation on every call.
 
         Returns:
             name to `(*B)` tensor, `*B` being empty or `(B,)`, the same for all.
@@ -152,12 +152,12 @@ class ParameterSpace(Mapping[str, Parameter]):
         return torch.stack([self[name].coordinate(part) for name, part in self._split(code).items()], -1)
 
     def plane(self, code: Tensor) -> Tensor:
-        """What θ does to the image plane, relative to the anchor, parameters applied in order: `(*B, 2, 3)`."""
+        """The map of the image plane under θ, relative to the anchor, parameters applied in order: `(*B, 2, 3)`."""
         total: Tensor | None = None
         for name, part in self._split(code).items():
             if self[name].affine is not None:
-                here = self[name].plane(part)
-                total = here if total is None else maps.compose(here, total)
+                plane = self[name].plane(part)
+                total = plane if total is None else maps.compose(plane, total)
         return maps.identity(code[..., 0]) if total is None else total
 
     @property
@@ -214,8 +214,8 @@ class ParameterSpace(Mapping[str, Parameter]):
         """
         if set(self) != set(other):
             raise error(
-                f"expected the model's parameters {', '.join(self)}, got {', '.join(other)} for {where}; name them "
-                f"alike, e.g. Rotate(name={next(iter(self))!r})"
+                f"expected the model's parameters {', '.join(self)}, got {', '.join(other)} for {where}; use the "
+                f"same names, e.g. Rotate(name={next(iter(self))!r})"
             )
         for name, mine in self.items():
             theirs = other[name]
@@ -233,13 +233,31 @@ class ParameterSpace(Mapping[str, Parameter]):
                 "condition(net, transform.parameters, …)"
             )
 
+    def settings(self, values: int | Mapping[str, Value]) -> list[dict[str, float]]:
+        """Settings one by one, as plain numbers.
+
+        Args:
+            values: how many values of each parameter, in all combinations; or the settings themselves, one list per
+                parameter, all of one length.
+
+        Raises:
+            ParameterError: as [`prepare`][weightmorph.ParameterSpace.prepare].
+
+        Example:
+            >>> ParameterSpace({"angle": Angle("deg")}).settings({"angle": [0.0, 45.0]})
+            [{'angle': 0.0}, {'angle': 45.0}]
+        """
+        theta = self.grid(values) if isinstance(values, int) else self.prepare(values, dtype=torch.float64)
+        columns = [torch.atleast_1d(theta[name]).tolist() for name in self]
+        return [dict(zip(self, point, strict=True)) for point in zip(*columns, strict=True)]
+
     def config(self) -> dict[str, dict[str, Any]]:
         """Plain data, for JSON."""
         return {name: p.config() for name, p in self.items()}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Mapping[str, Any]]) -> ParameterSpace:
-        """The way back from [`config`][weightmorph.ParameterSpace.config]."""
+        """The space that [`config`][weightmorph.ParameterSpace.config] described."""
         parameters: dict[str, Parameter] = {}
         for name, entry in config.items():
             fields = dict(entry)

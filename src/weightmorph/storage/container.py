@@ -117,8 +117,8 @@ def pack(kind: str, data: Mapping[str, Any], tensors: Mapping[str, Any], purpose
             shared[name] = first[id(tensor)]
         else:
             stored[name] = tensor.detach().to("cpu", copy=True).contiguous()
-    told = {} if kind == "model" else {"kind": kind}  # what format 1 began with were models
-    entries = plain({**data, **told, "tensors": {k: digest(v) for k, v in stored.items()}, "shared": shared})
+    tag = {} if kind == "model" else {"kind": kind}  # what format 1 began with were models
+    entries = plain({**data, **tag, "tensors": {k: digest(v) for k, v in stored.items()}, "shared": shared})
     header = {"format": FORMAT} | entries
     text = json.dumps(header | {"sha256": checksum(header)}, ensure_ascii=False)
     try:
