@@ -291,7 +291,8 @@ def test_charts(case: str, drawn: list[Figure]) -> None:
         assert row.name in titles if expected == "maps" else any(t.startswith(f"{row.name}\n{mean}") for t in legend)
     for figure in drawn:
         box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
-        assert box.x0 > -0.03 and box.y0 > -0.03 and box.x1 < width + 0.03 and box.y1 < height + 0.03
+        slack = 2 / style.DPI
+        assert min(box.x0, box.y0, width - box.x1, height - box.y1) > -slack
 
 
 def test_a_closer_look_needs_something_to_see(drawn: list[Figure]) -> None:

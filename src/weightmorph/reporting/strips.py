@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +50,7 @@ def _cells(
         axes.spines[:].set_visible(True)
     for number, (name, settings) in enumerate(sweeps):
         rows = grid[number * count : (number + 1) * count]
-        _beside(rows[0, 0], name, (0, 1), 6, va="baseline", fontweight="bold")
+        _write(rows[0, 0], name, (0, 1), 6, va="baseline", fontweight="bold")
         for axes, theta in zip(rows[0], settings, strict=False):
             anchor = theta[name] == space[name].anchor_value
             style = {"color": palette.ink, "fontweight": "bold"} if anchor else {"color": palette.muted}
@@ -63,9 +62,10 @@ def _cells(
                 axes.set_visible(False)
 
 
-def _beside(axes: Axes, text: str, at: tuple[float, float], up: float = 0.0, **style: Any) -> None:
-    """Write on the left of an image; `up` in points."""
-    axes.annotate(text, at, (-7, up), xycoords="axes fraction", textcoords="offset points", ha="right", **style)
+def _write(axes: Axes, text: str, at: tuple[float, float], up: float = 0.0, **style: Any) -> None:
+    """Write at a place in fractions of an image and so many points above it; at its left edge, on the left of it."""
+    aside, align = (-7, "right") if at[0] == 0 else (0, "center")
+    axes.annotate(text, at, (aside, up), xycoords="axes fraction", textcoords="offset points", ha=align, **style)
 
 
 def filters(model: Conditioned) -> Picture | None:
@@ -85,20 +85,31 @@ def filters(model: Conditioned) -> Picture | None:
     with torch.no_grad():
         outputs, inputs = _liveliest(kernels(model.space.anchor), SHOWN if len(sweeps) == 1 else SHOWN - 1)
         taps = [torch.stack([kernels(theta)[outputs, inputs].cpu() for theta in way]).numpy() for _, way in sweeps]
+    numbers = outputs.tolist()
+
+    def draw(figure: Figure, palette: Palette) -> None:
+        colours = LinearSegmentedColormap.from_list("signed", (palette.inverse, palette.paper, palette.series[0]))
+        for sweep, row, column, axes in _cells(figure, palette, model.space, sweeps, len(numbers)):
+            reach = float(np.abs(taps[sweep][:, row]).max()) or 1.0
+            axes.imshow(taps[sweep][column, row], cmap=colours, vmin=-reach, vmax=reach, interpolation="nearest")
+            if column == 0:
+                _write(axes, f"filter {numbers[row]}", (0, 0.5), va="center", color=palette.muted)
+
     over = " and ".join(name for name, _ in sweeps)
     turn = all(parameter.turn is not None for parameter in model.space.values())
-    ends = (model.space.format(sweeps[0][1][end]) for end in (0, -1))
+    tall, wide = slot.kernel
+    first, last = (model.space.format(sweeps[0][1][end]) for end in (0, -1))
     return picture(
         "filters",
         f"Filters{f' of {slot.layer}' if slot.layer else ''} {'turn with' if turn else 'follow'} {over}",
-        partial(_draw_filters, space=model.space, sweeps=sweeps, taps=taps, numbers=outputs.tolist()),
-        height=_height(sweeps, len(outputs), slot.kernel[0] / slot.kernel[1], 0.1),
+        draw,
+        height=_height(sweeps, len(numbers), tall / wide, 0.1),
         compress=True,
         w_pad=0.03,
         subtitle="Made by the weight transform; each filter on one scale, zero in between",
         caption="At the anchor, in bold, a filter is the frozen network's own.",
-        alt=f"{len(outputs)} filters of the layer {slot.layer!r}, {slot.kernel[0]} by {slot.kernel[1]} taps, at "
-        f"settings of {over} from {' to '.join(ends)}.",
+        alt=f"{len(numbers)} filters of the layer {slot.layer!r}, {tall} by {wide} taps, at settings of {over} from "
+        f"{first} to {last}.",
     )
 
 
@@ -109,23 +120,6 @@ def _liveliest(kernels: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return outputs, varied[outputs].argmax(1)
 
 
-def _draw_filters(
-    figure: Figure,
-    palette: Palette,
-    *,
-    space: ParameterSpace,
-    sweeps: Sequence[Sweep],
-    taps: Sequence[np.ndarray],
-    numbers: Sequence[int],
-) -> None:
-    colours = LinearSegmentedColormap.from_list("signed", (palette.inverse, palette.paper, palette.series[0]))
-    for sweep, row, column, axes in _cells(figure, palette, space, sweeps, len(numbers)):
-        reach = float(np.abs(taps[sweep][:, row]).max()) or 1.0
-        axes.imshow(taps[sweep][column, row], cmap=colours, vmin=-reach, vmax=reach, interpolation="nearest")
-        if column == 0:
-            _beside(axes, f"filter {numbers[row]}", (0, 0.5), va="center", color=palette.muted)
-
-
 def inputs(
     model: Conditioned, transform: InputTransform, x: Tensor, y: Tensor, labels: Sequence[str] | None = None
 ) -> Picture:
@@ -134,12 +128,19 @@ def inputs(
     chosen = _different(y, SHOWN if len(sweeps) == 1 else SHOWN // 2)
     x, y = x[chosen].to(model.view.device), y[chosen]
     images, answers = zip(*(_observe(model, transform, x, settings) for _, settings in sweeps), strict=True)
-    has_classes = y.dim() == 1 and not y.is_floating_point() and answers[0] is not None
-    targets = y.tolist() if has_classes else []
+    targets = y.tolist() if y.dim() == 1 and not y.is_floating_point() and answers[0] is not None else []
 
     def name(number: int) -> str:
         text = labels[number] if labels is not None and 0 <= number < len(labels) else str(number)
         return text if len(text) <= 11 else f"{text[:10]}…"
+
+    def draw(figure: Figure, palette: Palette) -> None:
+        for sweep, row, column, axes in _cells(figure, palette, model.space, sweeps, len(chosen)):
+            axes.imshow(images[sweep][column, row], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            if targets:
+                numbers = answers[sweep][:, column, row].tolist()
+                texts = [f"{name(number)} {'✓' if number == targets[row] else '✗'}" for number in numbers]
+                _caption(axes, palette, texts, f"this is {name(targets[row])}" if column == 0 else "")
 
     count = len(sweeps[0][1])
     alt = f"{len(chosen)} images at {count} settings each."
@@ -149,19 +150,27 @@ def inputs(
             f" An image of {name(target)}: the frozen network is right at {frozen} of {count} settings, "
             f"the conditioned one at {conditioned}."
         )
-    first = "The first images given" + (", with different targets" if has_classes else "")
+    first = "The first images given" + (", with different targets" if targets else "")
     return picture(
         "inputs",
-        f"What the networks see{' and say' if has_classes else ''}",
-        partial(
-            _draw_inputs, space=model.space, sweeps=sweeps, images=images, answers=answers, targets=targets, name=name
-        ),
-        height=_height(sweeps, len(chosen), x.shape[-2] / x.shape[-1], 0.45 if has_classes else 0.1),
+        f"What the networks see{' and say' if targets else ''}",
+        draw,
+        height=_height(sweeps, len(chosen), x.shape[-2] / x.shape[-1], 0.45 if targets else 0.1),
         compress=True,
         w_pad=0.03,
-        subtitle=f"{first}; ✓ right, ✗ wrong" if has_classes else first,
+        subtitle=f"{first}; ✓ right, ✗ wrong" if targets else first,
         alt=alt,
     )
+
+
+def _caption(axes: Axes, palette: Palette, answers: Sequence[str], target: str) -> None:
+    """Both networks' answers below an image, wrong ones in red; with a `target`, it and their names on the left."""
+    for line, network, answer in zip((-4, -15), ("frozen", "conditioned"), answers, strict=True):
+        style = {"color": palette.wrong, "fontweight": "bold"} if answer.endswith("✗") else {}
+        _write(axes, answer, (0.5, 0), line, va="top", fontsize=7.5, **style)
+        if target:
+            _write(axes, network, (0, 0), line, va="top", color=palette.muted, fontsize=7.5)
+    _write(axes, target, (0, 0.5), va="center")
 
 
 def _different(y: Tensor, count: int) -> list[int]:
@@ -193,35 +202,6 @@ def _classes(output: object) -> list[int] | None:
         return None
     classes: list[int] = logits.argmax(1).tolist()
     return classes
-
-
-def _draw_inputs(
-    figure: Figure,
-    palette: Palette,
-    *,
-    space: ParameterSpace,
-    sweeps: Sequence[Sweep],
-    images: Sequence[np.ndarray],
-    answers: Sequence[np.ndarray],
-    targets: Sequence[int],
-    name: Callable[[int], str],
-) -> None:
-    lines = (-4, -15)  # of both networks' answers, in points below the image
-    for sweep, row, column, axes in _cells(figure, palette, space, sweeps, images[0].shape[1]):
-        axes.imshow(images[sweep][column, row], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        if not targets:
-            continue
-        if column == 0:
-            _beside(axes, f"this is {name(targets[row])}", (0, 0.5), va="center")
-            for line, network in zip(lines, ("frozen", "conditioned"), strict=True):
-                _beside(axes, network, (0, 0), line, va="top", color=palette.muted, fontsize=7.5)
-        for line, answer in zip(lines, answers[sweep][:, column, row].tolist(), strict=True):
-            right = answer == targets[row]
-            axes.annotate(
-                f"{name(answer)} {'✓' if right else '✗'}", (0.5, 0), (0, line), xycoords="axes fraction",
-                textcoords="offset points", ha="center", va="top", fontsize=7.5,
-                color=palette.ink if right else palette.wrong, fontweight="normal" if right else "bold",
-            )  # fmt: skip
 
 
 def thumbnails(transform: InputTransform, x: Tensor) -> Mapping[float, np.ndarray]:
