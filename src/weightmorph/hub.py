@@ -286,7 +286,8 @@ def _card(
     lines += [
         "", "## The base", "",
         f"`{record.network}`{', ' + words['base'] if words['base'] else ''}: {len(record.fingerprint.tensors):,} "
-        f"tensors with fingerprint `{record.fingerprint}`. Loading compares every one of them and refuses another network.",
+        f"tensors with fingerprint `{record.fingerprint}`. Loading compares every one of them and refuses another "
+        "network.",
         "", "## The transform", "", "```", model.summary(), "```", "",
         "Written with " + ", ".join(f"{key} {value}" for key, value in record.written_by.items()) + ".", "",
     ]  # fmt: skip

@@ -130,7 +130,7 @@ def evaluate(
         grid={name: tuple(point[name] for point in points) for name in space},
         rows=_rows(listed, scores, costs),
         absent=absent,
-        metric="accuracy" if metric == "accuracy" else getattr(metric, "__name__", type(metric).__name__),
+        metric="accuracy" if metric == "accuracy" else _metric_name(metric),
         images=passes.images,
         seed=seed,
         errors=tuple(tuple(_standard_error(one - other) for other in scores.per_image) for one in scores.per_image),
@@ -159,6 +159,12 @@ def _rows(listed: Sequence[Entry], scores: Scores, costs: Sequence[Costs]) -> tu
             listed, scores.values, scores.clean, scores.per_image, costs, strict=True
         )
     )
+
+
+def _metric_name(metric: Metric) -> str:
+    """The function's name; a lambda has none that a reader could use."""
+    name = str(getattr(metric, "__name__", type(metric).__name__))
+    return "metric" if name == "<lambda>" else name
 
 
 def _standard_error(scores: Array) -> float:

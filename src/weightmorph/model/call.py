@@ -97,9 +97,9 @@ def _batch(model: Conditioned, size: int, observer: Observer | None) -> Batch:
 
 
 def _as_inspected(model: Conditioned, shape: Sequence[int]) -> bool:
-    """Has an input the example's shape, so that what was inspected holds for it?"""
-    inspection = model.spec.inspection
-    return inspection is not None and tuple(shape[1:]) == inspection.shape and not model.spec.merged
+    """Has an input the example's shape, on a CPU, so that what was inspected and fitted holds for it?"""
+    inspection, on_cpu = model.spec.inspection, model.device.type == "cpu"
+    return on_cpu and inspection is not None and tuple(shape[1:]) == inspection.shape and not model.spec.merged
 
 
 def _split(kwargs: Mapping[str, Any], space: ParameterSpace, view: View) -> tuple[dict[str, Value], dict[str, Any]]:
