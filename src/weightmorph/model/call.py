@@ -82,9 +82,7 @@ def bind(
     if samples is not None and code.dim() > 1:
         batch = _batch(model, samples, observer)
         batch = batch if index is None else batch.by_setting(index, len(code))
-    elif (shape and model.route == "constant") or (
-        not traced and shape and device.type == "cpu" and _as_inspected(model, shape)
-    ):
+    elif shape and (model.route == "constant" or (not traced and _as_inspected(model, shape))):
         shared_batch = _batch(model, shape[0], observer)
     return Call(args, inputs, theta, code, batch, shared_batch, torch.is_grad_enabled(), traced)
 

@@ -126,7 +126,7 @@ def inputs(
     """Images at several θ, and under each what the frozen network and the conditioned one say, right or wrong."""
     sweeps = _sweeps(model.space)
     chosen = _different(y, SHOWN if len(sweeps) == 1 else SHOWN // 2)
-    x, y = x[chosen].to(model.view.device), y[chosen]
+    x, y = x[chosen].to(model.device), y[chosen]
     images, answers = zip(*(_observe(model, transform, x, settings) for _, settings in sweeps), strict=True)
     targets = y.tolist() if y.dim() == 1 and not y.is_floating_point() and answers[0] is not None else []
 

@@ -95,7 +95,7 @@ def _buffer(program: ExportedProgram, before: Node, number: int, value: Tensor) 
     """A new placeholder, before all others, that stands for a buffer of the program."""
     name = f"folded_{number}"
     with program.graph.inserting_before(before):
-        node = program.graph.placeholder(f"b_{name}")
+        node: Node = program.graph.placeholder(f"b_{name}")
     node.meta["val"] = before.meta["val"].fake_mode.from_tensor(value, static_shapes=True)
     spec = InputSpec(InputKind.BUFFER, TensorArgument(node.name), name, persistent=True)
     program.graph_signature.input_specs.insert(number, spec)
