@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from ..errors import ConfigError, require
 from .sources import call
 
-__all__ = ["Folder", "example", "labelled", "load", "unlabelled"]
+__all__ = ["Folder", "example", "labelled", "load", "read"]
 
 IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -56,7 +56,7 @@ class Folder(Dataset[Any]):
         sizes = [size, size] if isinstance(size, int) else size
         if sizes is not None and (len(sizes) != 2 or not all(isinstance(n, int) and n > 0 for n in sizes)):
             raise ConfigError(f"data_options: size must be one or two numbers of px, got {size!r}")
-        self.size, self.channels = sizes, channels
+        self.folder, self.size, self.channels = folder, sizes, channels
         try:
             self.mean, self.std = (torch.tensor(v, dtype=torch.float32).reshape(-1, 1, 1) for v in (mean, std))
             torch.zeros(channels, 1, 1) + self.mean + self.std
@@ -77,6 +77,11 @@ class Folder(Dataset[Any]):
             raise ConfigError(f"data: no image in {folder} or its subfolders ({', '.join(sorted(IMAGES))})")
         self._pillow = require("PIL.Image", "cli", "reading images")
         self._ops = require("PIL.ImageOps", "cli", "reading images")
+
+    @property
+    def names(self) -> list[str]:
+        """The files, relative to the folder, in the order of the images."""
+        return [file.relative_to(self.folder).as_posix() for file, _ in self.files]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -186,8 +191,7 @@ def example(data: Any, key: str) -> Tensor:
     try:
         first = data if isinstance(data, Tensor) else data[0]
         if isinstance(data, Dataset):
-            first = first[0] if isinstance(first, tuple | list) else first
-            return torch.as_tensor(first).unsqueeze(0)
+            return torch.as_tensor(first[0] if isinstance(first, tuple | list) else first).unsqueeze(0)
         if isinstance(first, Tensor) and len(first):
             return first[:1]
     except ConfigError:
@@ -197,14 +201,15 @@ def example(data: Any, key: str) -> Tensor:
     raise ConfigError(f"{key}: expected tensors (x, y) or x, or a Dataset that can be indexed, with a sample at least")
 
 
-def labelled(data: Any, key: str) -> Any:
-    """Data with labels, or an error."""
+def labelled(options: Any, key: str) -> Any:
+    """Data with labels, from the options `key`, `key_options` and `key_take`, or an error."""
+    data = read(options, key)
     pair = isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
     if pair or (isinstance(data, Dataset) and not (isinstance(data, Folder) and not data.classes)):
         return data
     raise ConfigError(f"{key}: labels are needed: expected (x, y) as tensors, a Dataset of pairs, or class subfolders")
 
 
-def unlabelled(data: Any) -> Any:
-    """The inputs alone, where they come as tensors."""
-    return data[0] if isinstance(data, tuple) else data
+def read(options: Any, key: str) -> Any:
+    """Data from the options `key`, `key_options` and `key_take`."""
+    return load(options[key], options[f"{key}_options"], options[f"{key}_take"], key)

@@ -27,12 +27,12 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's plain values: `no` and `on` are words, `1e-3` is a number, and no key is there twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         seen: set[str] = set()
-        for key in keys:
-            told = "no name" if not isinstance(key, str) else "there twice" if key in seen else ""
-            if told:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is {told}", node.start_mark)
+        for entry, _ in node.value:
+            key = self.construct_object(entry, deep=True)
+            if not isinstance(key, str) or key in seen:
+                fault = "there twice" if isinstance(key, str) else "no name"
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is {fault}", entry.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.metadata
 import logging
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,25 @@ from ..model.load import load, peek
 from ..storage import Record, versions
 from ..transforms.registry import foreign
 from .files import write_yaml
-from .options import Job, Saved
+from .options import Job
 from .recipes import weight_transform
-from .sources import moved, network
+from .sources import absolute, network
 
-__all__ = ["destination", "input_shape", "loaded", "quiet_export", "record", "write_config"]
+__all__ = [
+    "destination",
+    "example_input",
+    "input_shape",
+    "installed",
+    "loaded",
+    "quiet_export",
+    "record",
+    "write_config",
+]
 
 LIBRARIES = ("numpy", "lightning", "safetensors", "onnx", "onnxruntime")
 
 
-def record(options: Saved) -> Record:
+def record(options: Any) -> Record:
     """What the model's file says of itself.
 
     Raises:
@@ -44,7 +52,7 @@ def record(options: Saved) -> Record:
     return peek(options.model)
 
 
-def loaded(options: Saved) -> tuple[Conditioned, Record]:
+def loaded(options: Any) -> tuple[Conditioned, Record]:
     """The model on its base, and what its file says.
 
     Raises:
@@ -87,7 +95,7 @@ def example_input(given: Sequence[int | None] | None, about: Record, size: int, 
     return torch.zeros(size, *[int(n or 0) for n in shape], device=device)
 
 
-def destination(to: str | None, options: Saved, name: str) -> Path:
+def destination(to: str | None, options: Any, name: str) -> Path:
     """Where to write: where the user says, or `name` beside the model."""
     return Path(to) if to is not None else Path(str(options.model)).with_name(name)
 
@@ -104,7 +112,7 @@ def quiet_export() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def write_config(job: Job[Any], path: Path, **changed: Any) -> Path:
+def write_config(job: Job, path: Path, **changed: Any) -> Path:
     """Write the configuration that gives a result again: all options, and how the result was made.
 
     What the user's file says to other commands is kept, so that they can go on from this one.
@@ -115,25 +123,27 @@ def write_config(job: Job[Any], path: Path, **changed: Any) -> Path:
         changed: keys with other values, or of other commands.
     """
     here = Path.cwd()
-    entries = job.rest | dataclasses.asdict(job.options) | changed
+    options = job.options.as_dict()
+    for name in ("config", "debug"):
+        options.pop(name, None)
+    entries = job.rest | options | changed
     entries["threads"] = torch.get_num_threads()
-    entries = {key: moved(key, value, here) for key, value in entries.items()}
+    entries = {key: absolute(key, value, here) for key, value in entries.items()}
     entries["made"] = {
         "by": f"weightmorph {job.command}",
         "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
-        "versions": versions() | _installed(),
+        "versions": versions() | installed(LIBRARIES),
     }
     own = path / f"{job.command}.yaml" if path.is_dir() else path.with_name(f"{path.stem}.{job.command}.yaml")
     return write_yaml(own, entries, f"Gives the same again: weightmorph {job.command} --config {own.name}")
 
 
-def _installed() -> dict[str, str]:
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those packages that are installed."""
     found = {}
-    for name in LIBRARIES:
-        try:
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found

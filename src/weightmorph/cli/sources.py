@@ -15,55 +15,40 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, MissingDependencyError, near, require
-from .options import Network
 
-__all__ = ["call", "located", "moved", "named", "network"]
-
-PATHS = ("folder", "idx", "npz")
-"""Sources that are `kind:PATH`."""
-
-
-def located(source: str, folder: Path) -> str:
-    """A source or a file, its path made absolute: a path in a configuration is relative to the configuration's folder.
-
-    Example:
-        >>> located("timm:resnet18", Path("runs")), located("torch.nn:ReLU", Path("runs"))
-        ('timm:resnet18', 'torch.nn:ReLU')
-    """
-    kind, colon, rest = source.partition(":")
-    if colon and kind in PATHS:
-        return f"{kind}:{_absolute(rest, folder)}"
-    file, colon, name = source.rpartition(":")
-    if colon and file.endswith(".py"):
-        return f"{_absolute(file, folder)}:{name}"
-    return source
-
+__all__ = ["absolute", "call", "named", "network"]
 
 FILES = {"model", "out", "settings", "to", "weights"}
-"""Keys that hold a file or a folder …"""
+"""Keys that hold a file or a folder."""
 
-SOURCES = {"base", "data", "objective", "test_data"}
-"""… and those that hold a source."""
+KINDS = ("folder", "idx", "npz")
+"""Sources that are written `kind:PATH`."""
 
 
-def moved(key: str, value: Any, folder: Path) -> Any:
-    """A configuration's value with the paths in it made absolute.
+def absolute(key: str, value: Any, folder: Path) -> Any:
+    """A configuration's value with the paths in it made absolute: they are relative to the configuration's folder.
+
+    A path is what a key of `FILES` holds, and what stands in `file.py:name` and `folder:PATH`.
 
     Example:
-        >>> moved("base", "torch.nn:ReLU", Path("runs")), moved("seed", 3, Path("runs"))
+        >>> absolute("base", "torch.nn:ReLU", Path("runs")), absolute("seed", 3, Path("runs"))
         ('torch.nn:ReLU', 3)
     """
-    if isinstance(value, str):
-        if key in FILES:
-            return _absolute(value, folder)
-        recipe = key in ("transform", "input_transform", "parameters") and "(" not in value
-        return located(value, folder) if recipe or key in SOURCES else value
-    if key in ("transform", "input_transform", "parameters"):
-        if isinstance(value, dict):
-            return {name: moved(key, item, folder) if name == "type" else item for name, item in value.items()}
-        if isinstance(value, list):
-            return [moved(key, item, folder) for item in value]
-    return value
+    if key.endswith("_options") or key == "trainer":
+        return value  # arguments of a function, which reads them as it likes
+    if isinstance(value, dict):
+        return {name: absolute("", item, folder) for name, item in value.items()}
+    if isinstance(value, list):
+        return [absolute("", item, folder) for item in value]
+    if not isinstance(value, str):
+        return value
+    if key in FILES:
+        return _absolute(value, folder)
+    kind, colon, rest = value.partition(":")
+    file, _, name = value.rpartition(":")
+    if colon and kind in KINDS:
+        return f"{kind}:{_absolute(rest, folder)}"
+    return f"{_absolute(file, folder)}:{name}" if file.endswith(".py") else value
 
 
 def _absolute(path: str, folder: Path) -> str:
@@ -167,8 +152,11 @@ def call(path: str, options: Mapping[str, Any], where: str) -> Any:
         raise ConfigError(f"{where}: {path}{given} failed: {type(error).__name__}: {error}") from error
 
 
-def network(options: Network) -> nn.Module:
+def network(options: Any) -> nn.Module:
     """The frozen network: made by its function, filled with its weights, in eval mode.
+
+    Args:
+        options: `base`, `base_options`, `weights`, `weights_key` and `seed`.
 
     Raises:
         ConfigError: if no base is named, or it or its weights cannot be had.
@@ -184,7 +172,11 @@ def network(options: Network) -> nn.Module:
     if not isinstance(net, nn.Module):
         raise ConfigError(f"base: {options.base} gave a {type(net).__name__}, and should give an nn.Module")
     if options.weights is not None:
-        _fill(net, tensors(Path(options.weights), options.weights_key), options.weights)
+        try:
+            net.load_state_dict(tensors(Path(options.weights), options.weights_key))
+        except RuntimeError as error:  # which names what is missing, not expected, or of another shape
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"weights: {options.weights} does not fit the base: {reason:.400}") from error
     return net.eval()
 
 
@@ -228,18 +220,3 @@ def tensors(file: Path, key: str | None = None) -> dict[str, Tensor]:
         entries = ", ".join(map(str, list(found)[:6])) if isinstance(found, dict) else type(found).__name__
         raise ConfigError(f"weights: {file} is no state_dict (it holds {entries}); name its entry with weights_key")
     return found
-
-
-def _fill(net: nn.Module, found: Mapping[str, Tensor], file: str) -> None:
-    own = net.state_dict()
-    missing, extra = [n for n in own if n not in found], [n for n in found if n not in own]
-    other = [f"{n} {tuple(found[n].shape)} for {tuple(own[n].shape)}" for n in own if n in found
-             and isinstance(own[n], Tensor) and found[n].shape != own[n].shape]  # fmt: skip
-    told = [
-        f"{what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
-        for what, names in (("missing", missing), ("not expected", extra), ("of another shape", other))
-        if names
-    ]
-    if told:
-        raise ConfigError(f"weights: {file} does not fit the base: {'; '.join(told)}")
-    net.load_state_dict(dict(found))

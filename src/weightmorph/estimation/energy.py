@@ -13,7 +13,7 @@ from ..errors import InputError, near
 
 __all__ = ["Agreement", "Energy", "Entropy", "Named", "Own", "resolve"]
 
-Named: TypeAlias = 'Literal["entropy", "agreement"]'
+Named: TypeAlias = Literal["entropy", "agreement"]
 
 
 class Energy(ABC):

@@ -16,8 +16,8 @@ from .candidates import Candidates
 
 __all__ = ["Inferred", "Method", "Pool", "close_to", "spread_of"]
 
-Method: TypeAlias = 'Literal["head", "search", "both"]'
-Pool: TypeAlias = 'Literal["image", "batch", "stream"]'
+Method: TypeAlias = Literal["head", "search", "both"]
+Pool: TypeAlias = Literal["image", "batch", "stream"]
 
 CERTAIN = 2 / 3
 """An estimate is abstained from if less than this share of the probability lies near it."""

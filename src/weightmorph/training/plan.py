@@ -19,10 +19,10 @@ from .data import Data, Source
 
 __all__ = ["DEFAULT_STEPS", "Plan", "Predict", "Schedule", "settle", "total_steps"]
 
-Schedule: TypeAlias = 'Literal["cosine", "constant"] | Callable[[float], float]'
+Schedule: TypeAlias = Literal["cosine", "constant"] | Callable[[float], float]
 """The learning rate's factor over the run: by name, or a function of the share done, from 0 to 1."""
 
-Predict: TypeAlias = 'bool | Literal["only"]'
+Predict: TypeAlias = bool | Literal["only"]
 """Is a head trained that estimates θ, and nothing else?"""
 
 DEFAULT_STEPS = 1000

@@ -5,26 +5,60 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import jsonargparse
 
 from ...deploy.baking import SUFFIX, bake_many
 from ...deploy.delta import Delta
 from ...errors import ConfigError
 from ...model import Conditioned
 from ..files import read_settings
-from ..options import Bake, Job
+from ..options import FromFunction, Job, Network, Saved, check_range
 from ..recipes import configuring
 from ..results import destination, example_input, loaded, quiet_export, write_config
 from ..show import say
 
-__all__ = ["run"]
+__all__ = ["add_options", "run"]
 
 
-def run(job: Job[Bake]) -> int:
-    """Bake one setting to a file, or many to a folder."""
+@dataclass
+class Options:
+    """Which settings, and where to.
+
+    Args:
+        at: one setting, by parameter, in its unit, e.g. --at.angle 30.
+        settings: file with many settings: names to settings ({gate-7: {angle: 30}}) or a list of settings in YAML or
+            JSON, or CSV whose first line names the parameters (and a column name, if the settings have names).
+        each: many settings: so many values of each parameter, all combinations.
+        input_shape: shape of one sample, for onnx; null takes that of the training data.
+        to: file for one setting, folder for many; null for 'baked' beside the model.
+    """
+
+    at: dict[str, float | str] = field(default_factory=dict)
+    settings: str | None = None
+    each: int | None = None
+    input_shape: list[int | None] | None = None
+    to: str | None = None
+
+
+BAKING = FromFunction(bake_many, "form overwrite")
+
+
+def add_options(parser: jsonargparse.ArgumentParser) -> None:
+    """The options of this command."""
+    for group in (Network, Saved, Options):
+        parser.add_class_arguments(group)
+    BAKING.add_to(parser)
+
+
+def run(job: Job) -> int:
+    """Make plain networks of constant weights, one for each setting."""
     options = job.options
-    given = [name for name in ("at", "settings", "each") if getattr(options, name)]
+    check_range(options, 1, "each")
+    given = [name for name in ("at", "settings", "each") if options[name]]
     if len(given) != 1:
         raise ConfigError(f"bake: expected one of at, settings and each, got {' and '.join(given) or 'none'}")
     model, about = loaded(options)
@@ -34,20 +68,20 @@ def run(job: Job[Bake]) -> int:
             model.space.prepare(options.at)
         file = destination(options.to, options, f"baked{SUFFIX[options.form]}")
         file.parent.mkdir(parents=True, exist_ok=True)
-        told = _one(model, options, file, example)
+        remark = _one(model, options, file, example)
         write_config(job, file)
-        say(f"{file}: {', '.join(f'{name}={value}' for name, value in options.at.items())}{told}")
+        say(f"{file}: {', '.join(f'{name}={value}' for name, value in options.at.items())}{remark}")
         return 0
     folder = destination(options.to, options, "baked")
     settings = _many(model, options)
     with quiet_export():
-        done = bake_many(model, settings, folder, form=options.form, example=example, overwrite=options.overwrite)
+        done = bake_many(model, settings, folder, example=example, **BAKING.arguments(options))
     write_config(job, folder)
     say(f"{done.index}: {len(done.files)} settings, {len(done.written)} written now")
     return 0
 
 
-def _one(model: Conditioned, options: Bake, file: Path, example: Any) -> str:
+def _one(model: Conditioned, options: Any, file: Path, example: Any) -> str:
     """One setting in a file of its own; what has to be said about it."""
     if options.form == "delta":
         Delta.of(model, **options.at).save(file)
@@ -60,11 +94,9 @@ def _one(model: Conditioned, options: Bake, file: Path, example: Any) -> str:
     return f"; kernels have grown, tell the layers: {json.dumps(wider)}" if wider else ""
 
 
-def _many(model: Conditioned, options: Bake) -> dict[str, Any]:
+def _many(model: Conditioned, options: Any) -> dict[str, Any]:
     """Names to settings, or parameters to columns, each checked."""
     if options.each:
-        if options.each < 1:
-            raise ConfigError(f"each: expected 1 or more values, got {options.each}")
         return {name: values.tolist() for name, values in model.space.grid(options.each).items()}
     found = read_settings(Path(str(options.settings)))
     rows = found.items() if isinstance(found, dict) else enumerate(found, 1)

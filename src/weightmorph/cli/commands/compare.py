@@ -2,50 +2,92 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 from torch import nn
 
+from ...comparison import compare
 from ...errors import ConfigError
-from ...evaluation import Contender
+from ...evaluation import Contender, evaluate
 from ...inputs import InputTransform
 from .. import data as sources
-from ..options import Compare, Job
-from ..recipes import configuring, input_transform, objective, parameters, weight_transform
+from ..options import (
+    FromFunction,
+    Job,
+    Network,
+    Saved,
+    Testing,
+    Training,
+    add_trainer,
+    check_range,
+    naming_options,
+    training,
+)  # fmt: skip
+from ..recipes import input_transform, objective, parameters, weight_transform
 from ..results import loaded, write_config
 from ..show import say, table
 from ..sources import network
-from .fit import watched
 
-__all__ = ["run"]
+__all__ = ["add_options", "run"]
 
 
-def run(job: Job[Compare]) -> int:
-    """Train, judge, show the table and the advice, and write them with the configuration."""
-    from ...comparison import compare
+@dataclass
+class Options:
+    """What is written.
 
-    options, trainer = job.options, job.options.trainer
-    for name, least in (("grid", 1), ("one4one", 0), ("rounds", 0)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise ConfigError(f"{name}: expected {least} or more, got {value}")
+    Args:
+        report: write comparison.html as well.
+        out: folder for comparison.json, compare.yaml, comparison.html and the checkpoints. With a model, that one is
+            taken as trained; without, transform says what to train.
+    """
+
+    report: bool = False
+    out: str = "run"
+
+
+COMPARING = FromFunction(compare, "one4all one4one unknown")
+JUDGING = FromFunction(evaluate, "grid batch_size rounds")
+EACH = ("steps", "epochs", "resume", "progress")
+"""What `compare` itself takes of `trainer`; it passes on the rest to each training …"""
+
+NOT_EACH = ("check_prior", "predict_parameter")
+"""… but for what is not one of all of them."""
+
+
+def add_options(parser: jsonargparse.ArgumentParser) -> None:
+    """The options of this command."""
+    for group in (Network, Saved, Testing, Training, Options):
+        parser.add_class_arguments(group)
+    COMPARING.add_to(parser)
+    JUDGING.add_to(parser)
+    add_trainer(parser)
+
+
+def run(job: Job) -> int:
+    """Train the alternatives with equal budgets, and judge all of them over a grid of θ."""
+    options = job.options
+    check_range(options, 1, "grid")
+    check_range(options, 0, "one4one", "rounds")
     subject, recipe, turn = _subject(options)
-    aim = objective(options.objective, options.objective_options)
-    train = sources.load(options.data, options.data_options, options.data_take, "data")
-    train = sources.labelled(train, "data") if getattr(aim, "needs_labels", True) else train
-    test = sources.load(options.test_data, options.test_data_options, options.test_data_take, "test_data")
-    test = sources.labelled(test, "test_data")
+    loss = objective(options.objective, options.objective_options)
+    train = (sources.labelled if getattr(loss, "needs_labels", True) else sources.read)(options, "data")
+    test = sources.labelled(options, "test_data")
+    budget = training(options)
+    own = {name: budget.pop(name) for name in EACH}
+    for name in NOT_EACH:
+        del budget[name]
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     write_config(job, out)
-    found = compare(
-        subject, train, test, turn, transform=recipe, objective=aim, steps=trainer.steps, epochs=trainer.epochs,
-        one4all=options.one4all, one4one=options.one4one, unknown=options.unknown, checkpoint=out / "comparison",
-        resume=trainer.resume, seed=options.seed, progress=watched(trainer), training=_training(options),
-        judging={"grid": options.grid, "rounds": options.rounds, "batch_size": options.batch_size},
-        path=out / "comparison.html" if options.report else None,
-    )  # fmt: skip
+    with naming_options(options):
+        found = compare(
+            subject, train, test, turn, transform=recipe, objective=loss, seed=options.seed,
+            checkpoint=out / "comparison", training=budget, judging=JUDGING.arguments(options),
+            path=out / "comparison.html" if options.report else None, **own, **COMPARING.arguments(options),
+        )  # fmt: skip
     file = found.evaluation.save(out / "comparison.json")
     if recipe is not None:
         found.model.save(out / "compared.safetensors")
@@ -57,7 +99,7 @@ def run(job: Job[Compare]) -> int:
     return 0
 
 
-def _subject(options: Compare) -> tuple[nn.Module | Contender, nn.Module | None, InputTransform]:
+def _subject(options: Any) -> tuple[nn.Module | Contender, nn.Module | None, InputTransform]:
     """What is compared with the others: a model that is trained, or a network and how to transform its weights."""
     space = None if options.parameters is None else parameters(options.parameters)
     subject: nn.Module | Contender
@@ -71,15 +113,7 @@ def _subject(options: Compare) -> tuple[nn.Module | Contender, nn.Module | None,
     if not isinstance(turn, InputTransform):
         raise ConfigError("input_transform: to compare, an InputTransform is needed, which knows its inverse")
     if space is not None and dict(turn.parameters) != dict(space):
-        with configuring("parameters"):
-            raise ConfigError(
-                f"parameters: expected those of the input transform, {dict(turn.parameters)}, got {dict(space)}"
-            )
+        raise ConfigError(
+            f"parameters: expected those of the input transform, {dict(turn.parameters)}, got {dict(space)}"
+        )
     return subject, recipe, turn
-
-
-def _training(options: Compare) -> dict[str, Any]:
-    """What every training is told."""
-    trainer = options.trainer
-    names = "batch_size settings lr weight_decay schedule precision accelerator devices num_workers"
-    return {name: getattr(trainer, name) for name in names.split()} | {"trainer": trainer.lightning}

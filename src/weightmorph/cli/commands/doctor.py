@@ -8,26 +8,33 @@ import platform
 import re
 from collections.abc import Iterator
 
+import jsonargparse
 import torch
 
 from ...errors import ConfigError, WeightmorphError
 from ...storage import Record, versions
-from ..options import Doctor, Job
-from ..results import loaded, record
+from ..options import Job, Network, Saved
+from ..results import installed, loaded, record
 from ..show import say, table
 
-__all__ = ["run"]
+__all__ = ["add_options", "run"]
 
 
-def run(job: Job[Doctor]) -> int:
-    """Show versions, extras, threads and devices; with a model, whether it can be used. 1 if it cannot."""
+def add_options(parser: jsonargparse.ArgumentParser) -> None:
+    """The options of this command."""
+    for group in (Network, Saved):
+        parser.add_class_arguments(group)
+
+
+def run(job: Job) -> int:
+    """Say what is installed, what the machine offers, and whether a model file can be used."""
     options = job.options
     table(("", ""), [*_machine(), *_extras()])
     if options.model is None:
         return 0
     say("")
     try:
-        table(("", ""), list(_file(options, record(options))))
+        table(("", ""), list(_file(options.model, record(options))))
         if options.base is not None:
             loaded(options)
             say("it loads onto this base")
@@ -70,23 +77,16 @@ def _extras() -> Iterator[tuple[str, str]]:
     for extra, packages in extras.items():
         if extra == "dev":
             continue
-        there = {name: _version(name) for name in packages if name != "weightmorph"}
-        absent = [name for name, version in there.items() if version is None]
-        told = ", ".join(f"{name} {version}" for name, version in there.items() if version is not None)
+        there = installed(packages)
+        absent = [name for name in packages if name not in there]
+        text = ", ".join(f"{name} {version}" for name, version in there.items())
         if absent:
-            told += f"{'; ' if told else ''}absent: {', '.join(absent)} (pip install 'weightmorph[{extra}]')"
-        yield f"[{extra}]", told
+            text += f"{'; ' if text else ''}absent: {', '.join(absent)} (pip install 'weightmorph[{extra}]')"
+        yield f"[{extra}]", text
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _file(options: Doctor, about: Record) -> Iterator[tuple[str, str]]:
-    yield "model", str(options.model)
+def _file(model: str, about: Record) -> Iterator[tuple[str, str]]:
+    yield "model", model
     yield "written by", ", ".join(f"{name} {version}" for name, version in about.written_by.items())
     for name, parameter in about.space.items():
         yield f"parameter {name}", repr(parameter)

@@ -2,39 +2,61 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+
+import jsonargparse
 
 from ...errors import ConfigError
 from ...evaluation import Contender, evaluate
 from ...inputs import InputTransform
 from ...reporting import report
 from .. import data as sources
-from ..options import Evaluate, Job
+from ..options import FromFunction, Job, Network, Saved, Testing, check_range
 from ..recipes import configuring, input_transform
 from ..results import loaded, write_config
 from ..show import say, table
 
-__all__ = ["run"]
+__all__ = ["add_options", "run"]
 
 
-def run(job: Job[Evaluate]) -> int:
-    """Judge, show the table and the advice, and write both as JSON."""
+@dataclass
+class Options:
+    """What is written.
+
+    Args:
+        report: write report.html as well.
+        out: folder for evaluation.json, evaluate.yaml and report.html.
+    """
+
+    report: bool = False
+    out: str = "run"
+
+
+JUDGING = FromFunction(evaluate, "grid baselines batch_size rounds")
+
+
+def add_options(parser: jsonargparse.ArgumentParser) -> None:
+    """The options of this command."""
+    for group in (Network, Saved, Testing, Options):
+        parser.add_class_arguments(group)
+    JUDGING.add_to(parser)
+
+
+def run(job: Job) -> int:
+    """Judge a trained network over a grid of θ, beside the alternatives."""
     options = job.options
-    if options.grid is not None and options.grid < 1:
-        raise ConfigError(f"grid: expected 1 or more values, got {options.grid}")
+    check_range(options, 1, "grid")
     model, about = loaded(options)
     turn = input_transform(options.input_transform, model.space)
     if not isinstance(turn, InputTransform):
         raise ConfigError(
             "input_transform: to judge, an InputTransform is needed, which knows its inverse and its grid"
         )
-    data = sources.load(options.test_data, options.test_data_options, options.test_data_take, "test_data")
-    data = sources.labelled(data, "test_data")
+    data = sources.labelled(options, "test_data")
+    judged = Contender(model, seconds=about.metrics.get("training_seconds"))
     with configuring("evaluate"):
-        found = evaluate(
-            Contender(model, seconds=about.metrics.get("training_seconds")), data, turn, options.grid,
-            baselines=options.baselines, batch_size=options.batch_size, seed=options.seed, rounds=options.rounds,
-        )  # fmt: skip
+        found = evaluate(judged, data, turn, seed=options.seed, **JUDGING.arguments(options))
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     write_config(job, out)

@@ -4,39 +4,67 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+import jsonargparse
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...errors import ConfigError
+from ...estimation import Inferred, infer
 from ...evaluation import write_atomically
 from ...model import Conditioned
 from ...parameters import Angle
 from .. import data as sources
-from ..options import Infer, Job
+from ..options import FromFunction, Job, Network, Saved, Testing, check_range
 from ..recipes import configuring, input_transform
 from ..results import destination, loaded, write_config
 from ..show import say
 
-if TYPE_CHECKING:
-    from ...estimation import Inferred
-
-__all__ = ["run"]
+__all__ = ["add_options", "run"]
 
 
-def run(job: Job[Infer]) -> int:
-    """Estimate θ, say how sure that is, and write a line for each image."""
-    from ...estimation import infer
+@dataclass
+class Options:
+    """What is inferred from what.
 
+    Args:
+        apply: a trial: transform the images by input_transform at this setting first, by parameter, in its unit; what
+            is found is compared with it.
+        known: values of parameters that are known, by name; the others are inferred.
+        energy: what tells that θ is right: entropy (the network is sure), or agreement (of neighbouring θ).
+        candidates: values of each parameter that are tried; null for 36 of one, fewer of several.
+        limit: images to read; null for all.
+        to: table to write, *.csv; null for 'inferred.csv' beside the model.
+    """
+
+    apply: dict[str, float | str] = field(default_factory=dict)
+    known: dict[str, float | str] = field(default_factory=dict)
+    energy: Literal["entropy", "agreement"] = "entropy"
+    candidates: int | None = None
+    limit: int | None = None
+    to: str | None = None
+
+
+INFERRING = FromFunction(infer, "method pool batch_size")
+
+
+def add_options(parser: jsonargparse.ArgumentParser) -> None:
+    """The options of this command."""
+    for group in (Network, Saved, Testing, Options):
+        parser.add_class_arguments(group)
+    INFERRING.add_to(parser)
+    parser.set_defaults(batch_size=500)
+
+
+def run(job: Job) -> int:
+    """Estimate θ from data when nobody knows it, and write a line for each image."""
     options = job.options
-    for name in ("limit", "candidates", "batch_size"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"{name}: expected 1 or more, got {value}")
+    check_range(options, 1, "limit", "candidates", "batch_size")
     model, _ = loaded(options)
-    data = sources.load(options.test_data, options.test_data_options, options.test_data_take, "test_data")
+    data = sources.read(options, "test_data")
     x, y = _stacked(data, options.limit)
     if options.apply:
         turn = input_transform(options.input_transform, model.space)
@@ -44,14 +72,15 @@ def run(job: Job[Infer]) -> int:
             x = turn(x, **options.apply)
     with configuring("infer"):
         found = infer(
-            model, x.to(model.view.device), method=options.method, objective=options.energy, pool=options.pool,
-            known=options.known, candidates=options.candidates, batch_size=options.batch_size,
+            model, x.to(model.view.device), objective=options.energy, known=options.known,
+            candidates=options.candidates, **INFERRING.arguments(options),
         )  # fmt: skip
     file = destination(options.to, options, "inferred.csv")
-    write_atomically(file, _csv(found, y, len(x)).encode())
+    names = data.names[: len(x)] if isinstance(data, sources.Folder) else None
+    write_atomically(file, _csv(found, y, names, len(x)).encode())
     write_config(job, file)
     say(str(found))
-    for line in _judged(found, model, options, y):
+    for line in _judged(found, model, options.apply, y):
         say(line)
     say(f"{file}")
     return 0
@@ -82,9 +111,9 @@ def _predicted(found: Inferred) -> Tensor | None:
     return outputs.argmax(1).cpu() if isinstance(outputs, Tensor) and outputs.dim() == 2 else None
 
 
-def _csv(found: Inferred, labels: Tensor | None, size: int) -> str:
+def _csv(found: Inferred, labels: Tensor | None, names: list[str] | None, size: int) -> str:
     """A line for each image: estimates with their spread, how sure, what the network says."""
-    columns: dict[str, Any] = {"image": list(range(size))}
+    columns: dict[str, Any] = {"image": list(range(size))} | ({} if names is None else {"file": names})
     for name in found.theta:
         columns[name], columns[f"{name}_spread"] = _each(found.theta[name], size), _each(found.spread[name], size)
     columns["confidence"], columns["abstain"] = _each(found.confidence, size), _each(found.abstain, size)
@@ -105,10 +134,10 @@ def _each(value: Tensor, size: int) -> list[Any]:
     return list(value.expand(size).tolist())
 
 
-def _judged(found: Inferred, model: Conditioned, options: Infer, labels: Tensor | None) -> list[str]:
+def _judged(found: Inferred, model: Conditioned, applied: dict[str, Any], labels: Tensor | None) -> list[str]:
     """How far the estimates are from what was applied, and how many labels are right."""
     lines = []
-    for name, value in options.apply.items():
+    for name, value in applied.items():
         parameter, estimate = model.space[name], found.theta[name].double().cpu()
         away = (estimate - float(parameter.tensor(name, value))).abs()
         if isinstance(parameter, Angle):

@@ -2,28 +2,60 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
-import torch
+import jsonargparse
 
-from ... import serving as serve
-from ...errors import ConfigError
-from ...model import Conditioned
-from ..options import Job, Serve
+from ... import serving
+from ..options import FromFunction, Job, Network, Saved, check_range
 from ..results import input_shape, loaded
 from ..show import say
 
-__all__ = ["run"]
+__all__ = ["add_options", "run"]
 
 
-def run(job: Job[Serve]) -> int:
-    """Answer requests until told to stop."""
+@dataclass
+class Options:
+    """What is taken, at most.
+
+    Args:
+        input_shape: shape of one sample, e.g. [1, 28, 28], null for an axis left open; null takes that of the training
+            data.
+        input_dtype: of the input's numbers.
+        max_batch: requests in one call of the network.
+        max_wait: how long the first request of a batch waits for others, in ms.
+        max_body: largest body of a request, in MiB.
+        max_queue: requests that may wait.
+        timeout: longest time to an answer, in s.
+        grace: time that requests at hand get at the end, in s.
+    """
+
+    input_shape: list[int | None] | None = None
+    input_dtype: Literal["float32", "float64", "int64"] = "float32"
+    max_batch: int = 64
+    max_wait: float = 2.0
+    max_body: float = 16.0
+    max_queue: int = 1024
+    timeout: float = 30.0
+    grace: float = 10.0
+
+
+SERVING = FromFunction(serving.run, "host port log_level")
+
+
+def add_options(parser: jsonargparse.ArgumentParser) -> None:
+    """The options of this command."""
+    for group in (Network, Saved, Options):
+        parser.add_class_arguments(group)
+    SERVING.add_to(parser)
+
+
+def run(job: Job) -> int:
+    """Answer requests over HTTP, each with its own θ, until stopped."""
     options = job.options
-    if not 0 <= options.port <= 65535:
-        raise ConfigError(f"port: expected 0 to 65535, got {options.port}")
-    limits = serve.Limits(
+    check_range(options, 0, "port", high=65535)
+    limits = serving.Limits(
         batch=options.max_batch,
         wait=options.max_wait / 1000,
         body=int(options.max_body * 2**20),
@@ -31,34 +63,11 @@ def run(job: Job[Serve]) -> int:
         timeout=options.timeout,
         grace=options.grace,
     )
-    if options.engine == "starlette" and options.workers != 1:
-        raise ConfigError(f"workers: the engine starlette runs 1, got {options.workers}; litserve takes more")
-    lit = options.engine == "litserve"
-    # LitServe gives each worker its device; the model that is here is looked at, not run.
-    here = replace(options, device="cpu") if lit else options
-    model, about = loaded(here)
-    inputs = serve.Inputs(input_shape(options.input_shape, about), options.input_dtype)
+    model, about = loaded(options)
+    inputs = serving.Inputs(input_shape(options.input_shape, about), options.input_dtype)
 
     def ready(address: str) -> None:
         say(f"{options.model} on {address}: POST {address}/predict; stop with Ctrl-C")
 
-    common: dict[str, Any] = {
-        "host": options.host,
-        "port": options.port,
-        "limits": limits,
-        "log_level": options.log_level,
-        "ready": ready,
-    }
-    if lit:
-        make = partial(in_worker, here)
-        serve.lit_run(model, inputs, make=make, device=options.device, workers=options.workers, **common)
-    else:
-        serve.run(model, inputs, **common)
+    serving.run(model, inputs, limits=limits, ready=ready, **SERVING.arguments(options))
     return 0
-
-
-def in_worker(options: Serve) -> Conditioned:
-    """The model, in a worker of LitServe, which is a process of its own."""
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    return loaded(options)[0]
