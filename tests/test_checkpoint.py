@@ -64,7 +64,7 @@ class Shift(WeightTransform):
         self.slope = nn.Parameter(torch.zeros(code_dim))
 
     def delta(self, weight: Tensor, code: Tensor) -> Term:
-        amount = ((code - self.home(code)) @ self.slope).unsqueeze(-1)
+        amount = ((code - self.anchor_code(code)) @ self.slope).unsqueeze(-1)
         return RowScale(self.slot, weight, amount.expand(*amount.shape[:-1], self.slot.outputs))
 
 

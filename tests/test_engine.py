@@ -27,7 +27,7 @@ from weightmorph.layers.convolution import PLAIN, Convolution
 from weightmorph.model.late import unmade
 from weightmorph.slots import Slot
 from weightmorph.terms import WeightExpression
-from weightmorph.transforms.base import Carried
+from weightmorph.transforms.base import CoefficientTransform
 
 CARRIED = [name for name in FAMILIES if name not in ("perfilter_linear", "perfilter_mlp", "custom")]
 
@@ -89,16 +89,16 @@ def test_a_family_that_only_inherits_the_batched_form_is_asked_itself() -> None:
     """A user's subclass may have changed what a carrier is."""
 
     class Half(wm.LowRank):
-        def carrier(self, code: Tensor) -> Tensor:
-            return super().carrier(code) / 2
+        def coefficient(self, code: Tensor) -> Tensor:
+            return super().coefficient(code) / 2
 
     model, _ = block(Half(2))
     code = model._encode(model._prepare({"angle": 33.0}))
     made = model.transform.expressions(list(model.slots.values()), model._frozen, code)
     for name, expression in made.items():
         (built,) = model.transform.of(model.slots[name])
-        assert isinstance(built, Carried)
-        torch.testing.assert_close(expression.terms[0].carrier[0], built.carrier(code))
+        assert isinstance(built, CoefficientTransform)
+        torch.testing.assert_close(expression.terms[0].carrier[0], built.coefficient(code))
 
 
 def test_the_code_side_does_not_grow_with_depth() -> None:
@@ -109,8 +109,8 @@ def test_the_code_side_does_not_grow_with_depth() -> None:
         model = wm.condition(net, {"angle": wm.Angle("deg")}, wm.Warp() + wm.LowRank(2))
         code = model._encode(model._prepare({"angle": ANGLES}))
         with torch.no_grad(), torch.profiler.profile() as seen:
-            for kind, _, members in model.transform.together:
-                kind.carriers(members, code)
+            for kind, _, members in model.transform.groups:
+                kind.coefficients(members, code)
         views = "unbind select slice as_strided view reshape expand unsqueeze transpose split narrow permute t".split()
         return sum(e.count for e in seen.key_averages() if e.key.removeprefix("aten::") not in views)
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from weightmorph.errors import CheckpointError, InputError, ParameterError
 from weightmorph.estimation import attach, infer
-from weightmorph.evaluation import Contender, Evaluation, Row, accuracy, evaluate, setting_text, write_atomically
+from weightmorph.evaluation import Contender, Evaluation, Row, accuracy, evaluate, setting_text
 from weightmorph.inputs import Blur, Brightness, Compose, InputTransform, Noise, Rotate
 from weightmorph.model import Conditioned, condition
 from weightmorph.parameters import Angle, Categorical, Interval, LogInterval, ParameterSpace
@@ -330,8 +330,8 @@ TOLD = {
     "a plain network": "expected a conditioned network, got Flatten",
     "a plain function": "subclass of InputTransform",
     "another name": "expected the model's parameters angle, got turn",
-    "another unit": "unit 'deg' in the model and 'rad'",
-    "another anchor": "anchor 0.0 in the model and 30.0",
+    "another unit": "'angle' is in deg for the model and in rad",
+    "another anchor": "anchor at 0.0 for the model and at 30.0",
     "a baseline": "did you mean 'frozen'",
     "a taken name": "'frozen' is not free",
     "no network": "'One4All' to be a network",
@@ -760,20 +760,6 @@ def test_small_noise_is_not_written_as_none() -> None:
 )
 def test_settings_as_text(parameter: Any, value: float, text: str) -> None:
     assert setting_text({"p": parameter}, {"p": value}) == text
-
-
-def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failure on the way leaves what was there, and nothing beside it."""
-    path = write_atomically(tmp_path / "a" / "b.txt", b"old")
-
-    def full(descriptor: int) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(path.parent.iterdir()) == [path]
 
 
 def test_brightness_inverse_is_exact(pair: tuple[Tensor, Tensor]) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 from torch import nn
 
 from .errors import CheckpointError, require
-from .evaluation import Evaluation, write_atomically
+from .evaluation import Evaluation
+from .io import write_atomically
 from .model import Conditioned
 from .model.load import load, peek
-from .parameters import Angle, Categorical, Parameter
+from .parameters import Parameter
 from .storage import Record, listed
 from .transforms.registry import foreign
 
@@ -232,7 +233,7 @@ def _card(
     """The model card: YAML between rules, then Markdown."""
     trained = sum(p.numel() for p in model.parameters())
     own = foreign(record.recipe)
-    call = ", ".join(f"{key}={_example(parameter)}" for key, parameter in model.space.items())
+    call = ", ".join(f"{key}={parameter.example}" for key, parameter in model.space.items())
     recipe = ", transform=…" if own else ""
     lines = [
         "---", _front(record, report, title, told), "---", "", f"# {title}", "",
@@ -294,20 +295,7 @@ def _parts(record: Record) -> list[dict[str, Any]]:
     return [part for part in parts if not part["type"].startswith("<")]
 
 
-def _example(parameter: Parameter) -> str:
-    if isinstance(parameter, Categorical):
-        return repr(parameter.names[-1])
-    if isinstance(parameter, Angle):
-        return f"{parameter.anchor_value + parameter.turn / 12:.4g}"
-    low, high = parameter.bounds or (parameter.anchor_value, parameter.anchor_value + 1)
-    return f"{(high if parameter.anchor_value == low else low):.4g}"
-
-
 def _row(name: str, parameter: Parameter) -> list[str]:
-    """What a parameter is, for people."""
-    if isinstance(parameter, Categorical):
-        anchor = parameter.names[round(parameter.anchor_value)]
-        return [f"`{name}`", "Categorical", "", ", ".join(parameter.names), anchor]
-    bounds = parameter.bounds
-    told = "all round" if bounds is None else f"{bounds[0]:g} to {bounds[1]:g}"
-    return [f"`{name}`", type(parameter).__name__, parameter.unit or "", told, f"{parameter.anchor_value:g}"]
+    """A parameter as a row of the table."""
+    anchor = parameter.format(parameter.anchor_value, 6, unit=False)
+    return [f"`{name}`", type(parameter).__name__, parameter.unit or "", parameter.extent, anchor]

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..parameters import Categorical, Parameter
+from ..parameters import Parameter
 
 __all__ = ["Axis", "peak"]
 
@@ -46,7 +46,7 @@ class Axis:
             self.values = parameter.grid(size)
             self.coordinates = self.coordinate(self.values)
         self.period = parameter.period
-        self.discrete = isinstance(parameter, Categorical)
+        self.discrete = parameter.discrete
         size = len(self.values)
         ends = float(self.coordinates[-1] - self.coordinates[0])
         self.span = float(size) if self.discrete else self.period or ends

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from ..errors import InputError, ParameterError, near
 from ..estimation import Inferred, infer
-from ..estimator import Axis, estimator_of
+from ..estimator import estimator_of
 from ..inputs import Compose, InputTransform
 from ..model import Conditioned
-from ..parameters import Categorical, Parameter, ParameterSpace
+from ..parameters import Parameter, ParameterSpace
 from .advice import IMAGE
 from .result import Role
 
@@ -89,7 +89,7 @@ class Errors:
     def add(self, found: Inferred, theta: Mapping[str, float]) -> None:
         """The estimates at one setting."""
         for name, value in found.theta.items():
-            away = deviation(self.space[name], torch.atleast_1d(value).cpu(), theta[name])
+            away = self.space[name].distance(torch.atleast_1d(value).cpu().double(), theta[name])
             self.away.setdefault(name, []).append(away)
         self.abstained.append(torch.atleast_1d(found.abstain).cpu())
 
@@ -98,32 +98,14 @@ class Errors:
         """The median deviation of each parameter, in its unit; of a Categorical the share that was wrong."""
         found = {}
         for name, parts in self.away.items():
-            away = torch.cat(parts).double()
-            found[name] = float(away.mean() if isinstance(self.space[name], Categorical) else away.quantile(0.5))
+            away = torch.cat(parts)
+            found[name] = float(away.mean() if self.space[name].discrete else away.quantile(0.5))
         return found
 
     @property
     def share(self) -> float:
         """Of estimates that were abstained from."""
         return float(torch.cat(self.abstained).double().mean())
-
-
-def deviation(parameter: Parameter, estimate: Tensor, truth: float) -> Tensor:
-    """How far estimates are from the truth, in the parameter's unit, the short way round; 0 or 1 of a category.
-
-    Example:
-        >>> from weightmorph import Angle
-        >>> deviation(Angle("deg"), torch.tensor([350.0]), 10.0)
-        tensor([20.])
-    """
-    if isinstance(parameter, Categorical):
-        return (estimate.round() != round(truth)).float()
-    if parameter.period is None:
-        return (estimate - truth).abs()
-    axis = Axis(parameter, 2)
-    there = axis.coordinate(torch.tensor(truth, dtype=torch.float64))
-    away = axis.difference(axis.coordinate(estimate.double()), there)
-    return (parameter.from_coordinate(away.abs()) - parameter.anchor_value).float()
 
 
 @dataclass(frozen=True)
@@ -193,25 +175,12 @@ def entries(
 
 
 def check_transform(space: ParameterSpace, transform: InputTransform) -> None:
-    """The transform must speak of the same θ: its names, units and anchors."""
+    """Refuse an input transform whose parameters are not those of the model."""
     if not isinstance(transform, InputTransform):
         raise InputError(
             f"input_transform: expected one of weightmorph.inputs, or a subclass of InputTransform, got {transform!r}"
         )
-    theirs = transform.parameters
-    for name in (*space, *theirs):
-        if name not in theirs or name not in space:
-            raise InputError(
-                f"input_transform: expected the model's parameters {', '.join(space)}, got {', '.join(theirs)}; name "
-                "them alike, e.g. Rotate(name='angle')"
-            )
-        for what in ("unit", "anchor", "names"):
-            mine, other = getattr(space[name], what, None), getattr(theirs[name], what, None)
-            if mine != other:
-                raise InputError(
-                    f"input_transform: parameter {name!r} has {what} {mine!r} in the model and {other!r} in the "
-                    "transform; give both the same parameter, e.g. Rotate(parameter=model.space['angle'])"
-                )
+    space.require_same(transform.parameters, f"the input transform {type(transform).__name__}", InputError)
 
 
 def told_wrong(ours: Contender, space: ParameterSpace, offsets: Mapping[str, Any]) -> list[Entry]:
@@ -222,14 +191,13 @@ def told_wrong(ours: Contender, space: ParameterSpace, offsets: Mapping[str, Any
     """
     found = []
     for name, amounts in offsets.items():
-        if name not in space or isinstance(space[name], Categorical):
+        if name not in space or space[name].discrete:
             raise ParameterError(f"offsets: {name!r} is no parameter with distances{near(name, space)}")
         parameter = space[name]
         for amount in [amounts] if isinstance(amounts, int | float) else amounts:
             if not amount > 0:
                 raise ParameterError(f"offsets: expected distances above 0 for {name!r}, got {amount!r}")
-            unit = "°" if parameter.unit == "deg" else f" {parameter.unit}" if parameter.unit else ""
-            title = f"{name} off by {amount:g}{unit}"
+            title = f"{name} off by {parameter.format(amount, 6)}"
             found.append(Entry(title, "offset", replace(ours, seconds=None), _off(ours, name, parameter, amount)))
     return found
 

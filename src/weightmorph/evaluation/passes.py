@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InputError, WeightmorphError
 from ..inputs import InputTransform
@@ -21,7 +20,7 @@ from .contenders import Entry
 from .data import Pairs
 from .metric import Metric
 
-__all__ = ["Passes", "evaluating"]
+__all__ = ["Passes"]
 
 TIMED = 64
 """Images in the batch on which the cost is measured."""
@@ -143,17 +142,3 @@ class Passes:
     def _wait(self) -> None:
         if self.device.type != "cpu":
             getattr(torch, self.device.type).synchronize()
-
-
-@contextlib.contextmanager
-def evaluating(networks: Iterable[nn.Module]) -> Iterator[None]:
-    """Networks in eval mode, and every module's flag as it was afterwards."""
-    modules = list(dict.fromkeys(module for network in networks for module in network.modules()))
-    before = [module.training for module in modules]
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, flag in zip(modules, before, strict=True):
-            module.training = flag

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import CheckpointError, near
-from ..parameters import Categorical, Parameter, ParameterSpace
-from ..storage import replaced
+from ..io import write_atomically
+from ..parameters import Parameter, ParameterSpace
 from .advice import listing, preferred, sentence, untold
 
-__all__ = ["Evaluation", "Role", "Row", "setting_text", "write_atomically"]
+__all__ = ["Evaluation", "Role", "Row", "setting_text"]
 
 Role = Literal["conditioned", "frozen", "inverse", "other", "offset", "inferred"]
 
@@ -229,11 +229,10 @@ class Evaluation:
         away = []
         for name, value in (row.off or {}).items():
             parameter = self.space[name]
-            if isinstance(parameter, Categorical):
+            if parameter.discrete:
                 away.append(f"{name} wrong for {100 * value:.1f} %")
             else:
-                rounded = {name: float(f"{value:.2g}")}
-                away.append(f"{name} off by {setting_text({name: parameter}, rounded)} in the median")
+                away.append(f"{name} off by {parameter.format(float(f'{value:.2g}'))} in the median")
         left = f", {100 * row.abstained:.1f} % abstained from" if row.abstained is not None else ""
         return f"{row.name}: {listing(away)}{left}"
 
@@ -316,18 +315,6 @@ def _bytes(number: int) -> str:
     return f"{number} B" if number else "0"
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
-    """Write a file beside its place and rename it there, so that nobody ever sees half of it.
-
-    Folders on the way are made.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced(path) as beside:
-        beside.write_bytes(content)
-    return path
-
-
 def setting_text(space: Mapping[str, Parameter], theta: Mapping[str, float]) -> str:
     """Values of θ as a reader wants them: `30°`, `2.5 px`, `night`; with several parameters, after their names.
 
@@ -336,12 +323,4 @@ def setting_text(space: Mapping[str, Parameter], theta: Mapping[str, float]) -> 
         >>> setting_text({"angle": Angle("deg")}, {"angle": 30.0})
         '30°'
     """
-
-    def one(parameter: Parameter, value: float) -> str:
-        if isinstance(parameter, Categorical):
-            return parameter.names[round(value)]
-        unit = parameter.unit
-        return f"{value:.4g}{'°' if unit == 'deg' else f' {unit}' if unit else ''}"
-
-    texts = {name: one(space[name], value) for name, value in theta.items()}
-    return ", ".join(texts.values() if len(texts) == 1 else (f"{name} {text}" for name, text in texts.items()))
+    return ParameterSpace(space).format(theta)

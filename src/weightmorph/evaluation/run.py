@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import time
@@ -15,13 +14,15 @@ from torch import nn
 
 from ..errors import InputError
 from ..inputs import InputTransform
+from ..io import plain
 from ..model import Conditioned
+from ..modes import eval_mode
 from ..parameters import ParameterSpace, Value
 from ..storage import versions
 from .contenders import BASELINES, Contender, check_transform, entries, inferring, told_wrong
 from .data import batches
 from .metric import Metric, accuracy
-from .passes import Passes, evaluating
+from .passes import Passes
 from .result import Evaluation, Row
 
 __all__ = ["evaluate"]
@@ -121,7 +122,7 @@ def evaluate(
         raise InputError(f"metric: expected 'accuracy' or a function (output, target) -> scores (B,), got {metric!r}")
     passes = Passes(listed, batches(data, batch_size), input_transform, score, conditioned.view.device, seed)
 
-    with torch.no_grad(), evaluating([entry.contender.module for entry in listed if entry.role == "other"]):
+    with torch.no_grad(), eval_mode(*(entry.contender.module for entry in listed if entry.role == "other")):
         clean = passes.run(space.anchor, transformed=False)
         for entry in listed:
             if entry.errors is not None:
@@ -157,7 +158,7 @@ def evaluate(
         )
     )
     return Evaluation(
-        parameters=json.loads(json.dumps(space.config())),
+        parameters=plain(space.config()),
         grid={name: tuple(point[name] for point in points) for name in space},
         rows=rows,
         absent=absent,

@@ -27,7 +27,7 @@ from ..execution.tuning import Recorder, Tuner
 from ..parameters import ParameterSpace, Theta, Value
 from ..slots import Slot
 from ..terms import WeightExpression
-from ..transforms import Families, WeightTransform
+from ..transforms import TransformTree, WeightTransform
 from ..transforms.registry import describe
 from .call import batch_size, buckets, refuse_folded, refuse_weights
 from .estimate import asked, estimate
@@ -74,7 +74,7 @@ class Conditioned(nn.Module):
         self.selected = "default"
         # Where each tensor stands in a clone: found once, for a call must not search the tree.
         self.places = {s.name: view.places(view.tensor(s.layer, s.attribute)) for s in slots}
-        self.transform = Families(recipe, slots, space).to(device=view.device, dtype=dtype)
+        self.transform = TransformTree(recipe, slots, space).to(device=view.device, dtype=dtype)
         self.estimator = None
         self._trace_clone()
 

@@ -15,7 +15,7 @@ from ..base.view import View
 from ..errors import BaseError, CheckpointError, TransformError, WeightmorphError
 from ..estimator import Estimator
 from ..storage import Fingerprint, Record, listed
-from ..transforms import Custom, Families, WeightTransform
+from ..transforms import Custom, TransformTree, WeightTransform
 from ..transforms.registry import describe, foreign, remake, same
 from . import Conditioned
 
@@ -82,7 +82,7 @@ def _made(
         try:
             # First without memory: a recipe that does not belong to the tensors may ask for any amount of it.
             with torch.device("meta"):
-                wanted = _shapes(Families(recipe, record.slots, record.space), "transform.")
+                wanted = _shapes(TransformTree(recipe, record.slots, record.space), "transform.")
                 head = _estimator(path, record)
                 wanted |= {} if head is None else _shapes(head, "estimator.")
             _refuse_other_shapes(path, recipe, wanted, tensors)

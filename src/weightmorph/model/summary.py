@@ -11,12 +11,12 @@ from ..execution.rule import Layer, frozen, kinds
 from ..execution.tuning import Row
 from ..parameters import ParameterSpace
 from ..slots import Slot
-from ..transforms import Families
+from ..transforms import TransformTree
 
 __all__ = ["plan_table", "table"]
 
 
-def route(families: Families, slot: Slot, space: ParameterSpace, positions: int) -> Plan | None:
+def route(families: TransformTree, slot: Slot, space: ParameterSpace, positions: int) -> Plan | None:
     """What the rule says of a slot under per-sample θ, for an output of so many positions."""
     if slot.kind not in ("conv", "conv_transpose", "linear") or not positions:
         return None
@@ -29,7 +29,7 @@ def route(families: Families, slot: Slot, space: ParameterSpace, positions: int)
 
 
 def table(
-    families: Families, slots: Mapping[str, Slot], space: ParameterSpace, total: int, positions: Mapping[str, int]
+    families: TransformTree, slots: Mapping[str, Slot], space: ParameterSpace, total: int, positions: Mapping[str, int]
 ) -> str:
     """Slots, families, trainable numbers, memory per sample and route, as text."""
     rows = [("tensor", "shape", "reads as", "families", "trainable", "dense/sample", "route per sample")]

@@ -7,7 +7,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -35,6 +35,9 @@ class Parameter(ABC):
     affine: str | None
     unit: Any
     anchor: Any
+
+    log_scale: ClassVar[bool] = False
+    """Whether equal ratios, not equal differences, are equal steps: an axis of a plot is then logarithmic."""
 
     def __post_init__(self) -> None:
         if self.affine is not None and self.affine not in maps.MAPS:
@@ -79,6 +82,101 @@ class Parameter(ABC):
         """After how much of the coordinate everything comes again; None where nothing does."""
         return None
 
+    @property
+    def turn(self) -> float | None:
+        """A full turn in `unit`, after which values repeat; None for a parameter that is not circular."""
+        return None
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The names that a value can have, in the order of their indices; empty for a number."""
+        return ()
+
+    @property
+    def discrete(self) -> bool:
+        """Whether values are names, between which there is nothing."""
+        return bool(self.choices)
+
+    def distance(self, a: Tensor, b: Tensor | float) -> Tensor:
+        """How far values are apart, in `unit`: the short way round a circle; 0 or 1 for names.
+
+        Args:
+            a: values `(*B)`.
+            b: one value, or values whose shape broadcasts with that of `a`.
+
+        Returns:
+            distances `(*B)`, none below 0.
+
+        Example:
+            >>> from weightmorph import Angle
+            >>> Angle("deg").distance(torch.tensor([350.0, 40.0]), 10.0)
+            tensor([20., 30.])
+        """
+        return (a - b).abs()
+
+    def mirrored(self, value: Tensor) -> Tensor:
+        """The values as far from the anchor on its other side.
+
+        Example:
+            >>> from weightmorph import Interval, LogInterval
+            >>> Interval(-2.0, 2.0).mirrored(torch.tensor(0.5)), LogInterval(0.5, 2.0).mirrored(torch.tensor(2.0))
+            (tensor(-0.5000), tensor(0.5000))
+        """
+        return 2 * self.anchor_value - value
+
+    def format(self, value: float, digits: int = 4, *, unit: bool = True) -> str:
+        """One value as a reader wants it, with its unit: `30°`, `2.5 px`, `night`.
+
+        Args:
+            value: in `unit`; of a `Categorical`, its index.
+            digits: significant digits of a number.
+            unit: write the unit.
+
+        Example:
+            >>> from weightmorph import Angle, Interval
+            >>> Angle("deg").format(30.0), Interval(0.0, 4.0, unit="px").format(2.5)
+            ('30°', '2.5 px')
+        """
+        mark = "°" if self.unit == "deg" else f" {self.unit}" if self.unit else ""
+        return f"{value:.{digits}g}{mark if unit else ''}"
+
+    @property
+    def extent(self) -> str:
+        """The range in words, without the unit.
+
+        Example:
+            >>> from weightmorph import Angle, Categorical, Interval
+            >>> Angle("deg").extent, Interval(0.0, 4.0).extent, Categorical(("day", "night")).extent
+            ('all round', '0 to 4', 'day, night')
+        """
+        if self.bounds is None:
+            return "all round"
+        low, high = self.bounds
+        return f"{self.format(low, 6, unit=False)} to {self.format(high, 6, unit=False)}"
+
+    def describe(self) -> str:
+        """Kind, range, unit and anchor in one phrase, for model cards and summaries.
+
+        Example:
+            >>> from weightmorph import LogInterval
+            >>> LogInterval(50.0, 6400.0, 100.0, unit="ISO").describe()
+            'LogInterval: 50 to 6400 ISO, anchor at 100 ISO'
+        """
+        unit = f" {self.unit}" if self.unit and self.bounds else f" in {self.unit}" if self.unit else ""
+        return f"{type(self).__name__}: {self.extent}{unit}, anchor at {self.format(self.anchor_value, 6)}"
+
+    @property
+    def example(self) -> str:
+        """A value other than the anchor as Python code, for documentation.
+
+        Example:
+            >>> from weightmorph import Angle, Categorical
+            >>> Angle("deg").example, Categorical(("day", "night")).example
+            ('30', "'night'")
+        """
+        low, high = self.bounds or (self.anchor_value, self.anchor_value + 1)
+        return f"{(high if self.anchor_value == low else low):.4g}"
+
     @abstractmethod
     def sample(self, size: int, generator: torch.Generator | None = None) -> Tensor:
         """`size` values drawn over the range: `(size,)`, on the CPU."""
@@ -86,6 +184,21 @@ class Parameter(ABC):
     @abstractmethod
     def grid(self, size: int) -> Tensor:
         """`size` values laid evenly over the range: `(size,)`."""
+
+    def spaced(self, size: int) -> Tensor:
+        """Up to `size` values to show the range by, in float64.
+
+        A range gets an odd number of values, so that one is its middle; the value nearest to the anchor becomes exactly
+        the anchor. A circle gets `size` values from the anchor on, a `Categorical` its first ones.
+
+        Example:
+            >>> from weightmorph import Angle, Interval
+            >>> Angle("deg").spaced(4).tolist(), Interval(0.0, 1.0, anchor=0.4).spaced(4).tolist()
+            ([0.0, 90.0, 180.0, 270.0], [0.0, 0.4, 1.0])
+        """
+        values = self.grid(max(size - (size + 1) % 2, 1)).double()
+        values[(values - self.anchor_value).abs().argmin()] = self.anchor_value
+        return values
 
     def plane(self, code: Tensor) -> Tensor:
         """The parameter's map of the image plane, relative to the anchor: `(*B, K) -> (*B, 2, 3)`."""

@@ -124,7 +124,8 @@ class Interval(_Range):
     $$c(\theta) = (u, u^2, \dots, u^n), \qquad u = (\theta - \theta_0) / \max(h - \theta_0,\ \theta_0 - l)$$
 
     Args:
-        low: $l$. high: $h$.
+        low: $l$.
+        high: $h$.
         anchor: $\theta_0$; unless given, 0 where the range contains it, otherwise `low`.
         unit: for messages and reports; `"deg"` is converted for the affine map.
         encode: `"polynomial"` as above, or `"raw"`: the code is the value itself.
@@ -163,6 +164,7 @@ class LogInterval(_Range):
     """
 
     _neutral: ClassVar[float] = 1.0
+    log_scale: ClassVar[bool] = True
 
     def __init__(self, low: float, *args: Any, **kwargs: Any) -> None:
         if not low > 0:
@@ -179,6 +181,9 @@ class LogInterval(_Range):
     @property
     def _reach(self) -> float:
         return max(math.log(self.high / self.anchor_value), math.log(self.anchor_value / self.low))
+
+    def mirrored(self, value: Tensor) -> Tensor:
+        return self.anchor_value * self.anchor_value / value
 
     def check(self, name: str, value: Tensor) -> None:
         if bool((value <= 0).any()):

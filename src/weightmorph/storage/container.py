@@ -18,9 +18,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, require
-from ..transforms.registry import plain
+from ..io import plain
+from ..io import replacing as replaced
 
 __all__ = [
     "FORMAT", "KINDS", "MIGRATIONS", "Header", "checksum", "digest", "dtype_name", "listed", "pack", "replaced", "save",
@@ -87,19 +86,6 @@ def versions() -> dict[str, str]:
     except importlib.metadata.PackageNotFoundError:
         own = "unknown"
     return {"weightmorph": own, "torch": str(torch.__version__)}
-
-
-@contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write into; it takes its place when all is written, and is gone when not."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def pack(kind: str, data: Mapping[str, Any], tensors: Mapping[str, Any], purpose: str = "saving a model") -> bytes:

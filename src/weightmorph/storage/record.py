@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ParameterError
+from ..io import plain
 from ..parameters import ParameterSpace
 from ..slots import Slot
-from ..transforms.registry import Config, plain
+from ..transforms.registry import Config
 from .container import dtype_name, lacking, pack, save, unpack, versions
 from .fingerprint import Fingerprint
 from .layout import bounded, slot_data, slot_from

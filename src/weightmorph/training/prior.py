@@ -108,7 +108,7 @@ def with_prior(model: Conditioned) -> dict[str, list[tuple[Slot, Warp]]]:
     groups: dict[str, list[tuple[Slot, Warp]]] = {}
     for name, transform in model.transform.named().values():
         slot = model.slots[name]
-        if isinstance(transform, Warp) and transform._has_prior(slot, model.space):
+        if isinstance(transform, Warp) and transform.has_prior(slot, model.space):
             groups.setdefault(_group(slot), []).append((slot, transform))
     return groups
 

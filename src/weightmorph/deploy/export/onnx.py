@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ExecutionError, require
+from ...io import plain
 from ...model import Conditioned
 from ...storage import digest, listed, versions
-from ...transforms.registry import plain
 from .program import BATCH, Call, call_of, inputs_of, names_of, program_of
 
 __all__ = ["PlainGraph", "computed_weights", "export_onnx", "save_onnx"]
