@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError
-from ..evaluation import write_atomically
+from ..io import write_atomically
 
 __all__ = ["dump", "read_mapping", "read_settings", "write_yaml"]
 

@@ -34,6 +34,8 @@ __all__ = [
 Recipe = dict[str, Any] | list[Any] | str | None
 """As `Warp + LowRank(8)`, as `{class_path: LowRank, init_args: {rank: 8}}`, or as a list of either."""
 
+Shape = list[int | None] | None
+
 
 @dataclass
 class Network:
@@ -121,45 +123,46 @@ class FromFunction:
     Args:
         function: the function.
         names: which of its parameters, between blanks.
-        group: the key that they stand under.
     """
 
-    def __init__(self, function: Callable[..., Any], names: str, group: str | None = None) -> None:
-        self.function, self.names, self.group = function, names.split(), group
+    def __init__(self, function: Callable[..., Any], names: str) -> None:
+        self.function, self.names = function, names.split()
 
-    def add_to(self, parser: jsonargparse.ArgumentParser) -> None:
-        """Make them options of a command."""
+    def add_to(self, parser: jsonargparse.ArgumentParser, group: str | None = None) -> None:
+        """Make them options of a command, under the key `group` if there is one."""
         others = set(inspect.signature(self.function).parameters) - set(self.names)
-        parser.add_function_arguments(self.function, self.group, skip=others, fail_untyped=False)
+        parser.add_function_arguments(self.function, group, skip=others, fail_untyped=False)
 
     def arguments(self, options: Any) -> dict[str, Any]:
         """Their values, as keyword arguments of the function."""
-        values = options[self.group] if self.group else options
-        return {name: values[name] for name in self.names}
+        return {name: options[name] for name in self.names}
 
 
-_ELSEWHERE = {"model", "data", "input_transform", "objective", "seed", "checkpoint", "progress", "logger", "trainer"}
-_FIT = FromFunction(
-    fit, " ".join(name for name in inspect.signature(fit).parameters if name not in _ELSEWHERE), "trainer"
-)
+class _Trainer(FromFunction):
+    """The group `trainer`: what `fit` takes, less what other options say."""
+
+    def add_to(self, parser: jsonargparse.ArgumentParser, group: str | None = "trainer") -> None:
+        super().add_to(parser, group)
+        parser.groups["trainer"].title = "How to train"
+        parser.add_argument(
+            "--trainer.progress", type=bool | None, default=None,
+            help="show a progress bar; null for only where somebody watches, a terminal",
+        )  # fmt: skip
+        parser.add_argument(
+            "--trainer.lightning", type=dict[str, Any], default={},
+            help="further arguments of Lightning's Trainer, by name, e.g. gradient_clip_val",
+        )  # fmt: skip
 
 
-def add_trainer(parser: jsonargparse.ArgumentParser) -> None:
-    """Make `trainer` the group of what `fit` takes, beside what other options say."""
-    _FIT.add_to(parser)
-    help_of = {
-        "progress": (bool | None, None, "show a progress bar; null for only where somebody watches, a terminal"),
-        "lightning": (dict[str, Any], {}, "further arguments of Lightning's Trainer, by name, e.g. gradient_clip_val"),
-    }
-    for name, (kind, default, text) in help_of.items():
-        parser.add_argument(f"--trainer.{name}", type=kind, default=default, help=text)
+_NOT_TRAINER = {"model", "data", "input_transform", "objective", "seed", "checkpoint", "progress", "logger", "trainer"}
+TRAINER = _Trainer(fit, " ".join(name for name in inspect.signature(fit).parameters if name not in _NOT_TRAINER))
 
 
-def training(options: Any) -> dict[str, Any]:
+def fit_arguments(options: Any) -> dict[str, Any]:
     """The group `trainer` as keyword arguments of `fit`."""
-    progress = options.trainer.progress
-    shown = sys.stderr.isatty() if progress is None else progress
-    return _FIT.arguments(options) | {"trainer": options.trainer.lightning, "progress": shown}
+    given = options.trainer
+    progress = sys.stderr.isatty() if given.progress is None else given.progress
+    return TRAINER.arguments(given) | {"trainer": given.lightning, "progress": progress}
 
 
 def check_range(options: Any, low: int, *names: str, high: float = math.inf) -> None:

@@ -20,7 +20,7 @@ from ..errors import ConfigError, near
 from ..storage import versions
 from .commands import COMMANDS
 from .files import read_mapping
-from .options import Job
+from .options import FromFunction, Job
 from .sources import absolute
 
 __all__ = ["parse"]
@@ -97,8 +97,9 @@ def _parser() -> jsonargparse.ArgumentParser:
         version=versions()["weightmorph"],
     )
     commands = parser.add_subcommands(required=False)
-    for name, module in COMMANDS.items():
-        commands.add_subcommand(name, _command.__wrapped__(name), help=module.run.__doc__.partition(".\n")[0])
+    for name in COMMANDS:
+        one = _command.__wrapped__(name)
+        commands.add_subcommand(name, one, help=one.description)
     return parser
 
 
@@ -115,7 +116,8 @@ def _command(name: str) -> jsonargparse.ArgumentParser:
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    COMMANDS[name].add_options(parser)
+    for group in COMMANDS[name].options:
+        group.add_to(parser) if isinstance(group, FromFunction) else parser.add_class_arguments(group)
     return parser
 
 

@@ -25,16 +25,10 @@ from .recipes import weight_transform
 from .sources import absolute, network
 
 __all__ = [
-    "destination",
-    "example_input",
-    "input_shape",
-    "installed",
-    "loaded",
-    "quiet_export",
-    "record",
-    "write_config",
-]
+    "destination", "example_input", "input_shape", "installed", "loaded", "quiet_export", "record", "write_config",
+]  # fmt: skip
 
+NOT_WRITTEN = {"config", "debug"}
 LIBRARIES = ("numpy", "lightning", "safetensors", "onnx", "onnxruntime")
 
 
@@ -119,16 +113,11 @@ def write_config(job: Job, path: Path, **changed: Any) -> Path:
 
     Args:
         job: what was done.
-        path: the result, which is there: a folder gets `command.yaml`, a file `stem.command.yaml` beside it.
+        path: where to; its folder is made if need be.
         changed: keys with other values, or of other commands.
     """
-    here = Path.cwd()
-    options = job.options.as_dict()
-    for name in ("config", "debug"):
-        options.pop(name, None)
-    entries = job.rest | options | changed
-    entries["threads"] = torch.get_num_threads()
-    entries = {key: absolute(key, value, here) for key, value in entries.items()}
+    entries = job.rest | job.options.as_dict() | changed | {"threads": torch.get_num_threads()}
+    entries = {key: absolute(key, value, Path.cwd()) for key, value in entries.items() if key not in NOT_WRITTEN}
     entries["made"] = {
         "by": f"weightmorph {job.command}",
         "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
@@ -136,8 +125,8 @@ def write_config(job: Job, path: Path, **changed: Any) -> Path:
         "machine": f"{platform.system()} {platform.machine()}",
         "versions": versions() | installed(LIBRARIES),
     }
-    own = path / f"{job.command}.yaml" if path.is_dir() else path.with_name(f"{path.stem}.{job.command}.yaml")
-    return write_yaml(own, entries, f"Gives the same again: weightmorph {job.command} --config {own.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_yaml(path, entries, f"Gives the same again: weightmorph {job.command} --config {path.name}")
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
