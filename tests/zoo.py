@@ -1,9 +1,14 @@
-"""The families and the networks that the laws are tested on. A new family joins FAMILIES and inherits them all."""
+"""The families and the networks that the laws are tested on.
+
+A family in `weightmorph.transforms.__all__` is tested with its defaults, and with every recipe that RECIPES names; a
+network in LAYERS is tested with every family. Both inherit all laws.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from unittest import mock
 
 import torch
@@ -11,10 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import weightmorph as wm
+from weightmorph import transforms
 from weightmorph.execution import rule
 from weightmorph.execution.rule import Plan
+from weightmorph.slots import Slot
+from weightmorph.terms import Term
 
-FAMILIES: dict[str, Callable[[], wm.WeightTransform]] = {
+RECIPES: dict[str, Callable[[], wm.WeightTransform]] = {
     "warp": lambda: wm.Warp(),
     "warp_grown": lambda: wm.Warp(grow=1),
     "lowrank": lambda: wm.LowRank(2),
@@ -27,6 +35,7 @@ FAMILIES: dict[str, Callable[[], wm.WeightTransform]] = {
     "sum": lambda: wm.Warp() + wm.LowRank(2) + wm.Scale(),
     "everything": lambda: wm.Warp() + wm.LowRank(2) + wm.Scale() + wm.Subspace(2) + wm.PerFilter("linear"),
 }
+"""Named recipes: the shipped families with small sizes, and sums of them."""
 
 
 class Bend(nn.Module):
@@ -39,6 +48,19 @@ class Bend(nn.Module):
     def forward(self, weight: Tensor, code: Tensor) -> Tensor:
         shape = (*code.shape[:-1], *(1,) * weight.dim())
         return weight + self.amount * torch.sin(weight + code[..., :1].reshape(shape))
+
+
+def with_defaults(
+    recipes: Mapping[str, Callable[[], wm.WeightTransform]], kinds: Iterable[type[wm.WeightTransform]]
+) -> dict[str, Callable[[], wm.WeightTransform]]:
+    """The recipes, and each family that none of them makes, with its defaults."""
+    known = {type(make()) for make in recipes.values()}
+    return {**recipes, **{kind.family: kind for kind in kinds if kind not in known}}
+
+
+FAMILIES = with_defaults(
+    RECIPES, [getattr(transforms, name) for name in transforms.__all__ if name != "WeightTransform"]
+)
 
 
 class Standardised(nn.Conv2d):
@@ -190,7 +212,7 @@ def settings(name: str, size: int = 6, distinct: int | None = None) -> dict[str,
 
 
 def conditioned(name: str, family: str, *, select: object = None, seed: int = 0) -> tuple[wm.Conditioned, Tensor]:
-    """A conditioned network whose transform is no longer at its start; skips what a family does not apply to."""
+    """A conditioned network whose transform is no longer at its start."""
     net, x = base(name, seed)
     model = wm.condition(net, space(name), FAMILIES[family](), select=select, example=x[:2])  # type: ignore[arg-type]
     shake(model)
@@ -205,17 +227,36 @@ def shake(model: nn.Module, amount: float = 0.2, seed: int = 1) -> None:
             parameter += amount * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter)
 
 
+class _WantsAll(wm.WeightTransform):
+    """It only shows which tensors a network offers."""
+
+    family = "wants_all"
+
+    def wants(self, slot: Slot, space: wm.ParameterSpace) -> bool:
+        return True
+
+    def setup(self, slot: Slot, code_dim: int) -> None:
+        pass
+
+    def delta(self, weight: Tensor, code: Tensor) -> Term:
+        raise NotImplementedError
+
+
+@cache
+def slots(name: str) -> tuple[Slot, ...]:
+    """The tensors that the network offers, as an example shows them."""
+    with torch.random.fork_rng(devices=[]):
+        net, x = base(name)
+        return tuple(wm.condition(net, space(name), _WantsAll(), example=x[:2]).slots.values())
+
+
 def applies(name: str, family: str) -> bool:
     """Does the family want any tensor of the network?"""
-    net, x = base(name)
-    try:
-        wm.condition(net, space(name), FAMILIES[family](), example=x[:2])
-    except wm.errors.SelectionError:
-        return False
-    return True
+    recipe, parameters = FAMILIES[family](), wm.ParameterSpace(space(name))
+    return any(recipe.wants(slot, parameters) for slot in slots(name))
 
 
-CASES = [(layer, family) for layer in LAYERS for family in FAMILIES]
+CASES = [(layer, family) for layer in LAYERS for family in FAMILIES if applies(layer, family)]
 
 
 def one_by_one(model: wm.Conditioned, x: Tensor, theta: dict[str, Tensor]) -> Tensor:

@@ -1,6 +1,6 @@
 """Condition any frozen PyTorch network on a parameter by learning to transform its weights."""
 
-from . import errors, inputs
+from . import errors, inputs, transforms
 from .comparison import Comparison, compare
 from .deploy.baking import bake_many
 from .deploy.delta import Delta, DeltaBook, apply_delta
@@ -15,7 +15,7 @@ from .objectives import Distillation, Supervised
 from .parameters import Angle, Categorical, Interval, LogInterval, ParameterSpace
 from .reporting import report
 from .training import fine_tune, fit
-from .transforms import Custom, Lie, LowRank, PerFilter, Scale, Subspace, Warp, WeightTransform
+from .transforms import *  # noqa: F403 # every family in the list is public here too
 
 __version__ = "0.1.0"
 
@@ -25,23 +25,15 @@ __all__ = [
     "Comparison",
     "Conditioned",
     "Contender",
-    "Custom",
     "Delta",
     "DeltaBook",
     "Distillation",
     "Evaluation",
     "Inferred",
     "Interval",
-    "Lie",
     "LogInterval",
-    "LowRank",
     "ParameterSpace",
-    "PerFilter",
-    "Scale",
-    "Subspace",
     "Supervised",
-    "Warp",
-    "WeightTransform",
     "apply_delta",
     "bake_many",
     "compare",
@@ -61,3 +53,5 @@ __all__ = [
     "report",
     "save_pretrained",
 ]
+__all__ += transforms.__all__
+__all__.sort()

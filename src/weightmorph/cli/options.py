@@ -25,10 +25,9 @@ __all__ = [
     "Saved",
     "Testing",
     "Training",
-    "add_trainer",
     "check_range",
+    "fit_arguments",
     "naming_options",
-    "training",
 ]
 
 Recipe = dict[str, Any] | list[Any] | str | None

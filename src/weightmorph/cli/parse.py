@@ -12,7 +12,8 @@ import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import jsonargparse
 
@@ -160,14 +161,24 @@ def _read(path: Path, command: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _types(parser: jsonargparse.ArgumentParser) -> dict[str, str]:
     """Option to type, in words."""
-    types = {}
-    for action in parser._actions:
-        kind = getattr(action, "_typehint", action.type)
-        text = kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
-        text = re.sub(r"typing\.|collections\.abc\.", "", text)
-        text = re.sub(r"^Optional\[(.*)\]$", r"\1 | null", text)
-        types[action.dest] = re.sub(r"\bNone\b", "null", text).replace("Literal", "one of ")
-    return types
+    return {action.dest: _words(getattr(action, "_typehint", action.type)) for action in parser._actions}
+
+
+def _words(kind: Any) -> str:
+    """A type in words.
+
+    Example:
+        >>> _words(int | None), _words(Literal["a", "b"])
+        ('int | null', "one of ['a', 'b']")
+    """
+    if kind is NoneType:
+        return "null"
+    if get_origin(kind) in (Union, UnionType):
+        return " | ".join(map(_words, get_args(kind)))
+    if get_origin(kind) is Literal:
+        return f"one of {list(get_args(kind))}"
+    plain = kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
+    return re.sub(r"\b(typing|collections\.abc)\.", "", plain).replace("None", "null")
 
 
 def _check_nulls(options: Any, parser: jsonargparse.ArgumentParser) -> None:
