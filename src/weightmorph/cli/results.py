@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..errors import ConfigError
 from ..model import Conditioned
@@ -28,8 +27,8 @@ __all__ = [
     "destination", "example_input", "input_shape", "installed", "loaded", "quiet_export", "record", "write_config",
 ]  # fmt: skip
 
-NOT_WRITTEN = {"config", "debug"}
 LIBRARIES = ("numpy", "lightning", "safetensors", "onnx", "onnxruntime")
+NOT_WRITTEN = {"config", "debug"}
 
 
 def record(options: Any) -> Record:
@@ -58,10 +57,8 @@ def loaded(options: Any) -> tuple[Conditioned, Record]:
     own = foreign(about.recipe)
     if own and options.transform is None:
         raise ConfigError(f"transform: {options.model} holds code of your own ({', '.join(own)}): give it again")
-    recipe: nn.Module | None = weight_transform(options.transform) if own else None
-    net = network(options)
-    assert options.model is not None
-    model = load(options.model, net, transform=recipe)
+    recipe = weight_transform(options.transform) if own else None
+    model = load(options.model, network(options), transform=recipe)
     try:
         return model.to(torch.device(options.device)), about
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -70,11 +67,7 @@ def loaded(options: Any) -> tuple[Conditioned, Record]:
 
 
 def input_shape(given: Sequence[int | None] | None, about: Record) -> tuple[int | None, ...]:
-    """The shape of one sample: what the user says, or that of the training data.
-
-    Raises:
-        ConfigError: if nobody knows.
-    """
+    """The shape of one sample: what the user says, or that of the training data."""
     shape = given if given is not None else about.metrics.get("input_shape")
     if not isinstance(shape, list | tuple) or not all(n is None or (isinstance(n, int) and n > 0) for n in shape):
         raise ConfigError("input_shape: expected the shape of one sample such as [1, 28, 28]; the model does not tell")
@@ -91,7 +84,7 @@ def example_input(given: Sequence[int | None] | None, about: Record, size: int, 
 
 def destination(to: str | None, options: Any, name: str) -> Path:
     """Where to write: where the user says, or `name` beside the model."""
-    return Path(to) if to is not None else Path(str(options.model)).with_name(name)
+    return Path(to) if to is not None else Path(options.model).with_name(name)
 
 
 @contextlib.contextmanager

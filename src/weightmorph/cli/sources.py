@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,7 +28,8 @@ KINDS = ("folder", "idx", "npz")
 def absolute(key: str, value: Any, folder: Path) -> Any:
     """A configuration's value with the paths in it made absolute: they are relative to the configuration's folder.
 
-    A path is what a key of `FILES` holds, and what stands in `file.py:name` and `folder:PATH`.
+    What a key of `FILES` holds is a path, and so is what stands before the name in `file.py:name` or after the kind in
+    `folder:PATH`.
 
     Example:
         >>> absolute("base", "torch.nn:ReLU", Path("runs")), absolute("seed", 3, Path("runs"))
@@ -44,10 +45,10 @@ def absolute(key: str, value: Any, folder: Path) -> Any:
         return value
     if key in FILES:
         return _absolute(value, folder)
-    kind, colon, rest = value.partition(":")
+    kind, _, path = value.partition(":")
     file, _, name = value.rpartition(":")
-    if colon and kind in KINDS:
-        return f"{kind}:{_absolute(rest, folder)}"
+    if kind in KINDS and path:
+        return f"{kind}:{_absolute(path, folder)}"
     return f"{_absolute(file, folder)}:{name}" if file.endswith(".py") else value
 
 
@@ -69,67 +70,54 @@ def named(path: str, where: str) -> Any:
         >>> named("math:sqrt", "base")(4.0)
         2.0
     """
-    module_name, colon, name = path.rpartition(":")
-    if not colon or not module_name or not name.isidentifier():
+    module_name, _, name = path.rpartition(":")
+    if not module_name or not name.isidentifier():
         raise ConfigError(f"{where}: expected 'package.module:function' or 'file.py:function', got {path!r}")
-    module = _from_file(Path(module_name), where) if module_name.endswith(".py") else _from_path(module_name, where)
+    try:
+        module = _from_file(Path(module_name)) if module_name.endswith(".py") else _from_path(module_name)
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if isinstance(error, FileNotFoundError) and error.filename == module_name:
+            raise ConfigError(f"{where}: there is no file {os.path.abspath(module_name)}") from error
+        if missing is not None and f"{module_name}.".startswith(f"{missing}."):
+            raise ConfigError(
+                f"{where}: there is no module {missing!r}: install the package, or name a file, 'file.py:function'"
+            ) from error
+        raise ConfigError(f"{where}: importing {module_name} failed: {type(error).__name__}: {error}") from error
     try:
         return getattr(module, name)
     except AttributeError:
         raise ConfigError(f"{where}: {module_name} has no {name!r}{near(name, vars(module))}") from None
 
 
-def _from_file(file: Path, where: str) -> ModuleType:
-    file = file.resolve()
+def _from_path(name: str) -> ModuleType:
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that nothing that lies there hides an installed package
+    return importlib.import_module(name)
+
+
+def _from_file(path: Path) -> ModuleType:
+    """The file as a module: under its own name if that is free, so that its neighbours import the same module."""
+    file = path.resolve()
     if not file.is_file():
-        raise ConfigError(f"{where}: there is no file {file}")
+        raise FileNotFoundError(2, "no such file", str(path))
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))  # so that a script finds its neighbours, as when it is run
     known = sys.modules.get(file.stem)
     if known is not None and getattr(known, "__file__", None) == str(file):
         return known
-    name = file.stem if _free(file) else f"_user_{file.stem}"
+    found = importlib.util.find_spec(file.stem) if file.stem.isidentifier() and known is None else None
+    free = file.stem.isidentifier() and known is None and (found is None or found.origin == str(file))
+    name = file.stem if free else f"_user_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    before = sys.modules.get(name)
-    sys.modules[name] = module
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        if before is None:
-            del sys.modules[name]
-        else:
-            sys.modules[name] = before
-        raise _unimportable(where, str(file), error) from error
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
-
-
-def _free(file: Path) -> bool:
-    """May a file be the module of its own name? Whoever imports it as a neighbour then gets the same module."""
-    if not file.stem.isidentifier() or file.stem in sys.modules:
-        return False
-    found = importlib.util.find_spec(file.stem)
-    return found is None or found.origin == str(file)
-
-
-def _from_path(name: str, where: str) -> ModuleType:
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last, so that nothing that lies there stands for an installed package
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise ConfigError(
-                f"{where}: there is no module {error.name!r}: install the package, or name a file, 'file.py:function'"
-            ) from error
-        raise _unimportable(where, name, error) from error
-    except Exception as error:
-        raise _unimportable(where, name, error) from error
-
-
-def _unimportable(where: str, name: str, error: Exception) -> ConfigError:
-    return ConfigError(f"{where}: importing {name} failed: {type(error).__name__}: {error}")
 
 
 def call(path: str, options: Mapping[str, Any], where: str) -> Any:
@@ -138,7 +126,7 @@ def call(path: str, options: Mapping[str, Any], where: str) -> Any:
     Raises:
         ConfigError: if it cannot be called so, or raises.
     """
-    function: Callable[..., Any] = named(path, where)
+    function = named(path, where)
     if not callable(function) or isinstance(function, nn.Module):
         if options:
             raise ConfigError(f"{where}_options: {path} is no function, so it takes no options")
@@ -148,8 +136,8 @@ def call(path: str, options: Mapping[str, Any], where: str) -> Any:
     except MissingDependencyError:
         raise
     except Exception as error:
-        given = f"({', '.join(f'{k}={v!r}' for k, v in options.items())})"
-        raise ConfigError(f"{where}: {path}{given} failed: {type(error).__name__}: {error}") from error
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise ConfigError(f"{where}: {path}({given}) failed: {type(error).__name__}: {error}") from error
 
 
 def network(options: Any) -> nn.Module:
@@ -165,10 +153,8 @@ def network(options: Any) -> nn.Module:
     if options.base is None:
         raise ConfigError("base: which network? expected 'package.module:function', 'file.py:function' or 'timm:NAME'")
     torch.manual_seed(options.seed)  # a network with random weights is the same one each time
-    if options.base.startswith("timm:"):
-        net = _timm(options.base.removeprefix("timm:"), options.base_options)
-    else:
-        net = call(options.base, options.base_options, "base")
+    kind, _, name = options.base.partition(":")
+    net = _timm(name, options.base_options) if kind == "timm" else call(options.base, options.base_options, "base")
     if not isinstance(net, nn.Module):
         raise ConfigError(f"base: {options.base} gave a {type(net).__name__}, and should give an nn.Module")
     if options.weights is not None:
@@ -199,24 +185,25 @@ def tensors(file: Path, key: str | None = None) -> dict[str, Tensor]:
     """
     if not file.is_file():
         raise ConfigError(f"weights: there is no file {file}")
+    safe = file.suffix == ".safetensors"
     try:
-        if file.suffix == ".safetensors":
-            found = require("safetensors.torch", "hub", "reading safetensors").load_file(file)
+        if safe:
+            found = require("safetensors.torch", "cli", "reading safetensors").load_file(file)
         else:
             found = torch.load(file, map_location="cpu", weights_only=True)
     except MissingDependencyError:
         raise
     except Exception as error:  # whatever the readers say to a damaged file
         raise ConfigError(
-            f"weights: {file} cannot be read as {'safetensors' if file.suffix == '.safetensors' else 'tensors alone'}: "
+            f"weights: {file} cannot be read as {'safetensors' if safe else 'tensors alone'}: "
             f"{str(error).partition(chr(10))[0]}; a file that holds code is never run: save a state_dict"
         ) from error
+    entries = found if isinstance(found, dict) else {}
     if key is not None:
-        if not isinstance(found, dict) or key not in found:
-            keys = list(found) if isinstance(found, dict) else []
-            raise ConfigError(f"weights_key: {file} has no entry {key!r}{near(key, map(str, keys))}")
-        found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        entries = ", ".join(map(str, list(found)[:6])) if isinstance(found, dict) else type(found).__name__
-        raise ConfigError(f"weights: {file} is no state_dict (it holds {entries}); name its entry with weights_key")
+        if key not in entries:
+            raise ConfigError(f"weights_key: {file} has no entry {key!r}{near(key, map(str, entries))}")
+        found = entries[key]
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        content = ", ".join(map(str, list(found)[:6])) if isinstance(found, dict) else type(found).__name__
+        raise ConfigError(f"weights: {file} is no state_dict (it holds {content}); name its entry with weights_key")
     return found
