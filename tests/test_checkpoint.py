@@ -543,7 +543,7 @@ def test_without_safetensors_the_message_says_what_to_install(path: Path, monkey
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "safetensors", None)
     for act in (lambda: model.save(path), lambda: wm.load(path, net)):
-        with pytest.raises(errors.MissingDependencyError, match=r"'safetensors'.*pip install 'weightmorph\[hub\]'"):
+        with pytest.raises(errors.MissingDependencyError, match=r"'safetensors'.*pip install 'weightmorph\[save\]'"):
             act()
 
 

@@ -1,4 +1,4 @@
-"""Many settings of a model, a file each, and an index that says what is in which."""
+"""Bake many settings of a model: one file for each, and an index that lists them."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from ..errors import CheckpointError, ExecutionError, ParameterError, ParameterL
 from ..model import Conditioned
 from ..parameters import Value
 from ..storage import checksum, digest, listed, pack, replaced, save, versions
-from .delta import DeltaBook, Origin, delta_of
+from .delta import Origin, delta_of
 from .export import PlainGraph
 
 __all__ = ["Baked", "Form", "bake_many"]
 
 Form = Literal["weights", "delta", "onnx"]
 Setting = dict[str, float | str]
-"""θ as JSON says it: numbers in the parameters' own units, a category by its name."""
+"""θ as plain data for JSON: numbers in the parameters' own units, a category by its name."""
 
-INDEX, BOOK = "index.json", "book.safetensors"
+INDEX = "index.json"
 FORMAT = 1
-"""Of the index; the policy is that of checkpoints."""
+"""The index's format number; the policy is that of checkpoints."""
 
 SUFFIX: Mapping[str, str] = {"weights": ".safetensors", "delta": ".safetensors", "onnx": ".onnx"}
 NAME = re.compile(r"[A-Za-z0-9_=+,-][A-Za-z0-9_.=+,-]{0,119}")
-"""What is a file's name on every system."""
+"""Names that can name a file on every system."""
 
 
 @dataclass(frozen=True)
 class Baked:
-    """What [`bake_many`][weightmorph.bake_many] did.
+    """The files of [`bake_many`][weightmorph.bake_many].
 
     Attributes:
         index: the JSON file that lists the settings.
         files: by the setting's name.
         written: names of the settings whose files were written now.
-        kept: names of those that were there already, their bytes checked.
+        kept: names of the settings whose files were there already, with the right bytes.
     """
 
     index: Path
@@ -64,32 +64,31 @@ def bake_many(
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Baked:
-    """Bake many settings, each to a file of its own: one per camera.
+    """Bake many settings, each to a file of its own, for example one per camera.
 
     Args:
         model: the conditioned model.
         settings: either names to settings, `{"gate-7": {"tilt": 12.5}, …}`, or columns, `{"tilt": [0, 5, 10]}`, whose
             rows are named after their values: `tilt=5`.
-        folder: where to; made if need be.
+        folder: where to write; created if it does not exist.
         form: what a file holds.
 
-            * `"weights"`: the baked network's `state_dict`, as safetensors; for a network of one's own,
+            * `"weights"`: the baked network's `state_dict`, as safetensors; load it with
               `net.load_state_dict(safetensors.torch.load_file(path))`. The index lists layers whose kernels have grown
-              with the attributes that have to be set on them: `kernel_size`, `padding`, and where taps came to one
-              side only `padding_mode` and the widths that it pads by.
-            * `"delta"`: what follows θ, a few kilobytes ([`Delta`][weightmorph.Delta]), and beside them one
-              `book.safetensors` for all ([`DeltaBook`][weightmorph.DeltaBook]).
-            * `"onnx"`: an ordinary graph with constant weights, the setting in its metadata. The graph is traced once,
-              and the weights are exchanged.
+              with the attributes to set on them: `kernel_size`, `padding`, and where taps were added on one side only,
+              `padding_mode` and the widths that it pads by.
+            * `"delta"`: the difference to the base ([`Delta`][weightmorph.Delta]).
+            * `"onnx"`: an ordinary graph with constant weights, and the setting in its metadata. The graph is traced
+              once, and the weights are exchanged.
         example: an input of the network, for `"onnx"`, as for [`export_onnx`][weightmorph.export_onnx].
-        overwrite: replace what another model, another form or another setting of a name has left in the folder.
-            Otherwise that is an error.
-        progress: called with each setting's name when its file is there.
+        overwrite: replace files that another model, another form or another setting of a name has left in the folder.
+            Otherwise they are an error.
+        progress: called with each setting's name when its file is complete.
 
     Returns:
-        the index, the files, and which were written and which were there. Each file, and the index after it, is written
-        whole or not at all, so an interrupted call is taken up again by the same call: files of the index whose bytes
-        are as it says are kept, all others are written.
+        the index, the files, and which were written now and which were kept. Each file, and the index after it, is
+        written whole or not at all, so the same call continues an interrupted one: files with the bytes that the index
+        lists are kept, all others are written.
 
     Raises:
         ParameterError: if a setting cannot be used; its name is given, and nothing is written.
@@ -146,16 +145,16 @@ def _named(model: Conditioned, settings: Mapping[str, Any]) -> dict[str, Setting
     rows = dict(settings) if all(isinstance(v, Mapping) for v in settings.values()) else _rows(model, settings)
     named: dict[str, Setting] = {}
     for name, theta in rows.items():
-        if not isinstance(name, str) or not NAME.fullmatch(name) or name in (Path(INDEX).stem, Path(BOOK).stem):
+        if not isinstance(name, str) or not NAME.fullmatch(name) or name == Path(INDEX).stem:
             raise CheckpointError(
                 f"setting {name!r} cannot name a file: expected letters, digits and any of _ . = + , - (not a leading "
-                "dot, and not 'index' or 'book')"
+                "dot, and not 'index')"
             )
         twin = next((other for other in named if other.lower() == name.lower()), None)
         if twin is not None:
             raise CheckpointError(f"settings {twin!r} and {name!r} would be one file where case does not count")
         try:
-            prepared = model._prepare(theta)
+            prepared = model.space.prepare(theta)
             if any(value.dim() for value in prepared.values()):
                 raise ParameterLengthError("expected one value per parameter")
         except ParameterError as error:
@@ -282,11 +281,9 @@ def _writer(model: Conditioned, form: str, folder: Path, example: Any) -> Callab
     """What writes one setting's file, and says what the index has to say beside."""
     origin = Origin.of(model)
     if form == "delta":
-        book = DeltaBook.of(model)
-        book.save(folder / BOOK)
 
         def delta(path: Path, theta: Setting) -> dict[str, Any]:
-            delta_of(model, theta, origin).save(path, book=book)
+            delta_of(model, theta, origin).save(path)
             return {}
 
         return delta

@@ -48,8 +48,6 @@ equal files."""
 KINDS: Mapping[str, str] = {
     "model": "a model: weightmorph.load(path, net)",
     "delta": "a delta: weightmorph.Delta.load(path)",
-    "page": "a delta that needs its book: weightmorph.Delta.load(path, book=…)",
-    "book": "the book of many deltas: weightmorph.DeltaBook.load(path)",
     "weights": "the weights of a baked network: net.load_state_dict(safetensors.torch.load_file(path))",
 }
 """What a file can hold, and what reads it."""
@@ -101,7 +99,7 @@ def pack(kind: str, data: Mapping[str, Any], tensors: Mapping[str, Any], purpose
         CheckpointError: if something is no tensor, or of a kind that safetensors does not know.
         MissingDependencyError: if safetensors is not installed.
     """
-    safetensors = require("safetensors.torch", "hub", purpose)
+    safetensors = require("safetensors.torch", "save", purpose)
     stored: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
     first: dict[int, str] = {}
@@ -174,7 +172,7 @@ def unpack(
         MissingDependencyError: if safetensors is not installed.
         OSError: if it is not there or cannot be read.
     """
-    safetensors = require("safetensors", "hub", purpose)
+    safetensors = require("safetensors", "save", purpose)
     path = Path(path)
     _refuse_incomplete(path)
     found = _content(path, safetensors)
