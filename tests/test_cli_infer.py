@@ -15,9 +15,6 @@ import weightmorph as wm
 from weightmorph.cli import DONE, UNUSABLE
 from weightmorph.cli.recipes import input_transform, parameters
 
-pytest.importorskip("weightmorph.infer")
-pytest.importorskip("weightmorph.compare")
-
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import jsonargparse
 
@@ -55,10 +55,11 @@ def parse(argv: Sequence[str]) -> Job:
     """
     command, *words = argv or ["--help"]
     if command not in COMMANDS:
-        try:
-            raise SystemExit(_parser().parse_args(argv or ["--help"]) and 0)
-        except (argparse.ArgumentError, ValueError) as error:
-            raise ConfigError(_unknown_command(command, error)) from error
+        if not command.startswith("-"):
+            raise ConfigError(
+                f"no command is named {command!r}{near(command, COMMANDS)}; there are {', '.join(COMMANDS)}"
+            )
+        _general([command, *words])
     parser = _command(command)
     try:
         given, words = _first().parse_known_args(words)
@@ -86,22 +87,33 @@ def _first() -> argparse.ArgumentParser:
     return first
 
 
-def _parser() -> jsonargparse.ArgumentParser:
-    """The parser of all commands, for help and completion; one that has printed a script cannot be used again."""
+def _general(words: Sequence[str]) -> NoReturn:
+    """Print help, the version or a completion script, which needs the parser of all commands.
+
+    Raises:
+        SystemExit: when it is printed.
+        ConfigError: for other flags.
+    """
     jsonargparse.set_parsing_settings(add_print_completion_argument=True)
-    parser = jsonargparse.ArgumentParser(
-        prog="weightmorph",
-        description="Condition a frozen network on a parameter by learning to transform its weights.",
-        epilog=EPILOG,
-        exit_on_error=False,
-        formatter_class=_Formatter,
-        version=versions()["weightmorph"],
-    )
-    commands = parser.add_subcommands(required=False)
-    for name in COMMANDS:
-        one = _command.__wrapped__(name)
-        commands.add_subcommand(name, one, help=one.description)
-    return parser
+    try:
+        parser = jsonargparse.ArgumentParser(
+            prog="weightmorph",
+            description="Condition a frozen network on a parameter by learning to transform its weights.",
+            epilog=EPILOG,
+            exit_on_error=False,
+            formatter_class=_Formatter,
+            version=versions()["weightmorph"],
+        )
+        commands = parser.add_subcommands(required=False)
+        for name in COMMANDS:
+            one = _command.__wrapped__(name)  # a new one, because what has printed a script cannot be used again
+            commands.add_subcommand(name, one, help=one.description)
+        parser.parse_args(words)
+    except (argparse.ArgumentError, ValueError) as error:
+        raise ConfigError(f"{' '.join(str(error).split())[:400]}; see weightmorph --help") from error
+    finally:
+        jsonargparse.set_parsing_settings(add_print_completion_argument=False)
+    raise ConfigError(f"a command is missing; there are {', '.join(COMMANDS)}")
 
 
 @functools.cache
@@ -197,9 +209,3 @@ def _one_line(message: str, parser: jsonargparse.ArgumentParser) -> str:
         flags = [f"--{key}" for key in types]
         return f"no option is named --{found[1]}{near(f'--{found[1]}', flags)}"
     return " ".join(message.split())[:400]
-
-
-def _unknown_command(word: str, error: Exception) -> str:
-    if word.startswith("-"):
-        return f"{' '.join(str(error).split())[:400]}; see weightmorph --help"
-    return f"no command is named {word!r}{near(word, COMMANDS)}; there are {', '.join(COMMANDS)}"
