@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 import logging
 import os
 import pickle
@@ -39,8 +38,9 @@ from weightmorph.estimator import Estimator, estimator_of
 from weightmorph.inputs import Blur, Brightness, Compose, Noise, Rotate
 from weightmorph.model import Conditioned
 from weightmorph.objectives import Distillation, Supervised
+from weightmorph.storage import unpack
 from weightmorph.training import Fit, fine_tune, fit
-from weightmorph.training.agree import agree
+from weightmorph.training.agreement import agree
 from weightmorph.training.data import Source, draw
 from weightmorph.training.prior import _clear
 from weightmorph.training.state import FILE, read
@@ -413,15 +413,12 @@ def test_sigterm_leaves_a_checkpoint(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_tensors_and_json(tmp_path: Path) -> None:
     """No pickle; the folder holds one file and no left-overs; the base's weights are not in it."""
-    from safetensors import safe_open
-
     model = small_model()
     train(model, checkpoint=tmp_path)
     assert os.listdir(tmp_path) == [FILE]
-    with safe_open(tmp_path / FILE, framework="pt") as file:
-        keys, about = set(file.keys()), json.loads(file.metadata()["about"])
-    assert {key.removeprefix("module.") for key in keys if key.startswith("module.")} == set(model.state_dict())
-    assert about["settings"]["seed"] == 0 and about["notes"]["total"] == 4
+    header, tensors = unpack(tmp_path / FILE, "training")
+    assert {key.removeprefix("module.") for key in tensors if key.startswith("module.")} == set(model.state_dict())
+    assert header["settings"]["seed"] == 0 and header["notes"]["total"] == 4
 
 
 def test_reading_a_checkpoint_never_runs_code(tmp_path: Path) -> None:
@@ -454,7 +451,10 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(1)}, tmp_path / FILE)
-    with pytest.raises(CheckpointError, match="format reads None"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"checkpoint of fit.*not a checkpoint of weightmorph.*release 0\.1.*resume=False",
+    ):
         train(small_model(), checkpoint=tmp_path)
 
 
@@ -927,7 +927,7 @@ def test_fine_tune_needs_to_know_the_range_of_a_functions_parameters() -> None:
 SCRIPT = """
 import sys, torch, weightmorph as wm
 from torch import nn
-from weightmorph.fit import fit
+from weightmorph.training import fit
 from weightmorph.inputs import Brightness
 
 def main(devices, strategy, predict):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -190,7 +191,8 @@ class Job:
 def naming_options(options: Any) -> Iterator[None]:
     """Within, an error of the library that names one of the options is one of the configuration.
 
-    The library's messages begin with the parameter that is wrong: `lr: expected a number above 0, got -1`.
+    The library's messages begin with the parameter that is wrong: `lr: expected lr > 0, got -1`, `give epochs or steps,
+    not both`.
 
     Raises:
         ConfigError: with the option's key.
@@ -198,8 +200,10 @@ def naming_options(options: Any) -> Iterator[None]:
     try:
         yield
     except WeightmorphError as error:
-        name = str(error).partition(":")[0]
-        prefix = "trainer." if name in options.trainer else "" if name in options else None
-        if prefix is None or isinstance(error, ConfigError):
+        found = re.match(r"(?:give )?(\w+)(?=:| or )", str(error))
+        name = found[1] if found else ""
+        if isinstance(error, ConfigError) or not (name in options or name in options.trainer):
             raise
-        raise ConfigError(f"{prefix}{error}") from error
+        raise ConfigError(
+            f"{'trainer.' if name in options.trainer else ''}{name}: {str(error).removeprefix(f'{name}: ')}"
+        ) from error

@@ -48,6 +48,7 @@ equal files."""
 KINDS: Mapping[str, str] = {
     "model": "a model: weightmorph.load(path, net)",
     "delta": "a delta: weightmorph.Delta.load(path)",
+    "training": "the state of a training run: fit(…, checkpoint=folder)",
     "weights": "the weights of a baked network: net.load_state_dict(safetensors.torch.load_file(path))",
 }
 """What a file can hold, and what reads it."""

@@ -25,7 +25,7 @@ COMMANDS = {
     "evaluate": Command(judging.run_evaluate, (Network, Saved, Testing, judging.Evaluate, judging.EVALUATING)),
     "compare": Command(
         training.run_compare,
-        (Network, Saved, Training, Testing, training.Compare, training.COMPARING, judging.COMPARED, TRAINER),
+        (Network, Saved, Training, Testing, training.Compare, training.COMPARING, training.JUDGING, TRAINER),
     ),
     "infer": Command(judging.run_infer, (Network, Saved, Testing, judging.Infer, judging.INFERRING)),
     "bake": Command(deploying.run_bake, (Network, Saved, deploying.Bake, deploying.BAKING)),

@@ -28,25 +28,26 @@ from ..results import destination, loaded, write_config
 from ..show import say, table
 
 __all__ = [
-    "COMPARED", "EVALUATING", "INFERRING", "Evaluate", "Infer", "invertible", "run_evaluate", "run_infer", "show",
+    "EVALUATING", "INFERRING", "Evaluate", "Infer", "invertible", "run_evaluate", "run_infer", "show",
 ]  # fmt: skip
 
 
 @dataclass
 class Evaluate:
-    """What is written.
+    """Where, and what is written.
 
     Args:
+        grid: values of each parameter, all combinations; null for 36 of one, 9 of two, 5 of more.
         report: write report.html as well.
         out: folder for evaluation.json, evaluate.yaml and report.html.
     """
 
+    grid: int | None = None
     report: bool = False
     out: str = "run"
 
 
-COMPARED = FromFunction(evaluate, "grid batch_size rounds")
-EVALUATING = FromFunction(evaluate, "grid batch_size rounds baselines")
+EVALUATING = FromFunction(evaluate, "baselines batch_size rounds")
 
 
 def run_evaluate(job: Job) -> int:
@@ -58,7 +59,7 @@ def run_evaluate(job: Job) -> int:
     data = sources.labelled(options, "test_data")
     judged = Contender(model, seconds=about.metrics.get("training_seconds"))
     with configuring("evaluate"):
-        found = evaluate(judged, data, turn, seed=options.seed, **EVALUATING.arguments(options))
+        found = evaluate(judged, data, turn, options.grid, seed=options.seed, **EVALUATING.arguments(options))
     out = Path(options.out)
     write_config(job, out / "evaluate.yaml")
     if options.report:

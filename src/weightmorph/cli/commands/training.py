@@ -13,7 +13,7 @@ from torch import nn
 
 from ...comparison import compare
 from ...errors import CheckpointError, ConfigError
-from ...evaluation import Contender
+from ...evaluation import Contender, evaluate
 from ...inputs import InputTransform
 from ...model import Conditioned, condition
 from ...training import fit
@@ -25,9 +25,9 @@ from ..recipes import configuring, input_transform, objective, parameters, weigh
 from ..results import loaded, write_config
 from ..show import say
 from ..sources import network
-from .judging import COMPARED, invertible, show
+from .judging import invertible, show
 
-__all__ = ["COMPARING", "Compare", "Fit", "run_compare", "run_fit"]
+__all__ = ["COMPARING", "JUDGING", "Compare", "Fit", "run_compare", "run_fit"]
 
 TRANSFORM = "Warp + LowRank(8) + Scale"
 
@@ -119,19 +119,24 @@ def _aim(options: Any) -> tuple[Any, Any]:
 
 @dataclass
 class Compare:
-    """What is written.
+    """What is compared where, and what is written.
 
     Args:
+        one4one: at how many settings of each parameter to train a network of its own; 0 leaves the row out.
+        grid: values of each parameter, all combinations; null for 36 of one, 9 of two, 5 of more.
         report: write comparison.html as well.
         out: folder for comparison.json, compare.yaml, comparison.html and the checkpoints. With a model, that one is
             taken as trained; without, transform says what to train.
     """
 
+    one4one: int = 0
+    grid: int | None = None
     report: bool = False
     out: str = "run"
 
 
-COMPARING = FromFunction(compare, "one4all one4one unknown")
+COMPARING = FromFunction(compare, "one4all unknown")
+JUDGING = FromFunction(evaluate, "batch_size rounds")
 
 
 def run_compare(job: Job) -> int:
@@ -150,7 +155,8 @@ def run_compare(job: Job) -> int:
     with naming_options(options):
         found = compare(
             subject, train, test, turn, transform=recipe, objective=loss, seed=options.seed,
-            checkpoint=out / "comparison", training=each, judging=COMPARED.arguments(options),
+            checkpoint=out / "comparison", training=each,
+            judging={"grid": options.grid} | JUDGING.arguments(options), one4one=options.one4one,
             path=out / "comparison.html" if options.report else None, **own, **COMPARING.arguments(options),
         )  # fmt: skip
     if recipe is not None:
