@@ -87,6 +87,11 @@ def test_flags_prevail_wherever_they_stand(folder: Path) -> None:
     assert job.rest["grid"] == 2
 
 
+def test_the_next_command_can_be_pasted(folder: Path) -> None:
+    done = run("fit", "--config", "config.yaml", "--trainer.steps", "0", "--out", "my run")
+    assert "weightmorph evaluate --config 'my run/fit.yaml'" in done.out
+
+
 def test_the_model_may_come_first(folder: Path) -> None:
     assert parse(["summary", "m.safetensors", "--base", "a:b"]).options.model == "m.safetensors"
 

@@ -35,11 +35,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     ("argv", "code", "told"),
     [
         (["ft"], UNUSABLE, "no command is named 'ft'; did you mean 'fit'?"),
+        (["fit", "--debgu"], UNUSABLE, "no option is named --debgu; did you mean '--debug'"),
         (["fit", "--trainer.stps", "3"], UNUSABLE, "no option is named --trainer.stps; did you mean '--trainer.steps'"),
         (["fit", "--trainer.lr", "fast"], UNUSABLE, "trainer.lr: expected float, got fast"),
         (["fit", "--trainer.steps", "few"], UNUSABLE, "trainer.steps: expected int | null, got few"),
         (["fit", "--config", "config.yaml", "--trainer.lr", "-1"], UNUSABLE, "trainer.lr: expected lr > 0, got -1.0"),
-        (["fit", "--config", "config.yaml", "--trainer.epochs", "1"], UNUSABLE, "trainer.epochs: give epochs or steps, not"),
+        (["fit", "--config", "config.yaml", "--trainer.epochs", "1"], UNUSABLE, "trainer.epochs: give epochs or steps"),
         (["fit", "--config", "none.yaml"], UNUSABLE, "none.yaml: cannot be read"),
         (["fit"], UNUSABLE, "input_transform: what does the world do to the input?"),
         (["fit", "--input_transform", "Rotat"], UNUSABLE, "no 'Rotat'; did you mean 'Rotate'"),

@@ -67,6 +67,7 @@ class Folder(Dataset[Any]):
             raise ConfigError(f"data_options: std must be above 0, got {std!r}")
         self.folder, self.size, self.channels = folder, sizes, channels
         self.classes = sorted(p.name for p in folder.iterdir() if p.is_dir())
+        places: list[tuple[Path, int | None]]
         places = [(folder / name, number) for number, name in enumerate(self.classes)] or [(folder, None)]
         self.files = [
             (file, label)

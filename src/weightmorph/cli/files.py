@@ -6,7 +6,7 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ def read_settings(path: Path) -> dict[str, dict[str, Any]] | list[dict[str, Any]
         ConfigError: if the file holds something else, or nothing.
     """
     kind = path.suffix.lower()
-    readers = {".csv": _table, ".json": lambda file: json.loads(file.read_text("utf-8"))}
+    readers: dict[str, Callable[[Path], Any]] = {".csv": _table, ".json": _json}
     try:
         found = readers.get(kind, _read)(path)
     except ConfigError:
@@ -146,6 +146,10 @@ def read_settings(path: Path) -> dict[str, dict[str, Any]] | list[dict[str, Any]
                 f"{path}: setting {name}: expected names and values such as {{angle: 30}}, got {row!r:.80}"
             )
     return found  # type: ignore[no-any-return]  # as checked above
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
 
 
 def _table(path: Path) -> Any:

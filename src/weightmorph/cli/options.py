@@ -130,7 +130,9 @@ class FromFunction:
 
     def add_to(self, parser: jsonargparse.ArgumentParser, group: str | None = None) -> None:
         """Make them options of a command, under the key `group` if there is one."""
-        others = set(inspect.signature(self.function).parameters) - set(self.names)
+        others: set[str | int] = {
+            name for name in inspect.signature(self.function).parameters if name not in self.names
+        }
         parser.add_function_arguments(self.function, group, skip=others, fail_untyped=False)
 
     def arguments(self, options: Any) -> dict[str, Any]:
@@ -143,7 +145,7 @@ class _Trainer(FromFunction):
 
     def add_to(self, parser: jsonargparse.ArgumentParser, group: str | None = "trainer") -> None:
         super().add_to(parser, group)
-        parser.groups["trainer"].title = "How to train"
+        (parser.groups or {})["trainer"].title = "How to train"
         parser.add_argument(
             "--trainer.progress", type=bool | None, default=None,
             help="show a progress bar; null for only where somebody watches, a terminal",

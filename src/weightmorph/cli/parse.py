@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
@@ -53,19 +53,19 @@ def parse(argv: Sequence[str]) -> Job:
         >>> job.command, job.options.model, job.options.at
         ('bake', 'model.safetensors', {'angle': 30.0})
     """
-    command, *words = argv or ["--help"]
-    if command not in COMMANDS:
-        if not command.startswith("-"):
-            raise ConfigError(
-                f"no command is named {command!r}{near(command, COMMANDS)}; there are {', '.join(COMMANDS)}"
-            )
+    command, *words = [word for word in argv if word != "--debug"] or ["--help"]
+    if command.startswith("-"):
         _general([command, *words])
+    if command not in COMMANDS:
+        raise ConfigError(f"no command is named {command!r}{near(command, COMMANDS)}; there are {', '.join(COMMANDS)}")
     parser = _command(command)
+    types = {action.dest: _words(getattr(action, "_typehint", action.type)) for action in parser._actions}
     try:
-        given, words = _first().parse_known_args(words)
+        given, words = _FIRST.parse_known_args(words)
         if words and not words[0].startswith("-") and "model" in _defaults(command):
             words = ["--model", *words]
-        values, rest = jsonargparse.Namespace(), {}
+        values: Any = None
+        rest: dict[str, Any] = {}
         for file in given.config:
             known, others = _read(Path(file), command)
             values, rest = parser.parse_object(known, values, defaults=False), rest | others
@@ -73,18 +73,16 @@ def parse(argv: Sequence[str]) -> Job:
     except (argparse.ArgumentError, TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{_one_line(str(error), parser)}; see weightmorph {command} --help") from error
-    _check_nulls(options, parser)
+        raise ConfigError(f"{_one_line(str(error), types)}; see weightmorph {command} --help") from error
+    for key, kind in types.items():  # jsonargparse takes null from a file, whatever the type
+        if key in options and options[key] is None and not re.search("null|Any", kind):
+            raise ConfigError(f"{key}: expected {kind}, got null")
     return Job(command, options, rest)
 
 
-@functools.cache
-def _first() -> argparse.ArgumentParser:
-    """What is read before a command's own options, which prevail over its files wherever they stand."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--config", action="append", default=[])
-    first.add_argument("--debug", action="store_true")
-    return first
+_FIRST = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+_FIRST.add_argument("--config", action="append", default=[])
+"""What is read before the other options, because they prevail over the files wherever they stand."""
 
 
 def _general(words: Sequence[str]) -> NoReturn:
@@ -165,15 +163,8 @@ def _read(path: Path, command: str) -> tuple[dict[str, Any], dict[str, Any]]:
         if isinstance(known[key], jsonargparse.Namespace) and not isinstance(value, dict):
             raise ConfigError(f"{path}: {key}: expected entries such as {{steps: …}}, got {value!r:.80}")
     entries = {key: absolute(key, value, path.parent) for key, value in entries.items()}
-    own = {key for key in entries if key in _defaults(command)}
-    return {key: entries[key] for key in entries if key in own}, {
-        key: entries[key] for key in entries if key not in own
-    }
-
-
-def _types(parser: jsonargparse.ArgumentParser) -> dict[str, str]:
-    """Option to type, in words."""
-    return {action.dest: _words(getattr(action, "_typehint", action.type)) for action in parser._actions}
+    own = {key: value for key, value in entries.items() if key in _defaults(command)}
+    return own, {key: value for key, value in entries.items() if key not in own}
 
 
 def _words(kind: Any) -> str:
@@ -193,19 +184,10 @@ def _words(kind: Any) -> str:
     return re.sub(r"\b(typing|collections\.abc)\.", "", plain).replace("None", "null")
 
 
-def _check_nulls(options: Any, parser: jsonargparse.ArgumentParser) -> None:
-    """Refuse null where a type does not allow it, which jsonargparse takes from a file."""
-    for key, kind in _types(parser).items():
-        if key in options and options[key] is None and not re.search("null|Any", kind):
-            raise ConfigError(f"{key}: expected {kind}, got null")
-
-
-def _one_line(message: str, parser: jsonargparse.ArgumentParser) -> str:
+def _one_line(message: str, types: Mapping[str, str]) -> str:
     """An error of jsonargparse's in one line, with the option's type or what is near."""
-    types = _types(parser)
     if found := re.match(r'Parser key "([\w.]+)":.*(?:Given|Got) value: (.*)', message, re.DOTALL):
         return f"{found[1]}: expected {types.get(found[1], 'something else')}, got {' '.join(found[2].split())[:200]}"
     if found := re.match(r"unrecognized arguments: --([^\s=]+)", message):
-        flags = [f"--{key}" for key in types]
-        return f"no option is named --{found[1]}{near(f'--{found[1]}', flags)}"
+        return f"no option is named --{found[1]}{near(f'--{found[1]}', [f'--{key}' for key in types])}"
     return " ".join(message.split())[:400]

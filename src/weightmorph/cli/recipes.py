@@ -1,4 +1,7 @@
-"""From what a configuration says to parameters, transforms and objectives."""
+"""From what a configuration says to parameters, transforms and objectives.
+
+What cannot be read raises a `ConfigError` that names the key.
+"""
 
 from __future__ import annotations
 
@@ -43,11 +46,7 @@ class Entry:
 
 @contextmanager
 def configuring(where: str) -> Iterator[None]:
-    """Within, an error is one of the configuration: it says at which key.
-
-    Raises:
-        ConfigError: in place of the library's own errors, and of a constructor's about its arguments.
-    """
+    """Raise the errors of the library, and of constructors about their arguments, as a `ConfigError` with the key."""
     try:
         yield
     except (ConfigError, MissingDependencyError):
@@ -63,9 +62,6 @@ def entries(value: Any, where: str) -> list[Entry]:
         value: text such as `Warp + LowRank(8)`; `{class_path: LowRank, init_args: {rank: 8}}`, or shorter
             `{type: LowRank, rank: 8}`; or a list of these.
         where: the key, for messages.
-
-    Raises:
-        ConfigError: if it can be read as none of them.
 
     Example:
         >>> entries("Warp + LowRank(8, hidden=4)", "transform")
@@ -156,9 +152,6 @@ def parameter(value: Any, where: str) -> Parameter:
 def parameters(values: Mapping[str, Any]) -> ParameterSpace:
     """The space that a configuration's `parameters` describe.
 
-    Raises:
-        ConfigError: naming the parameter.
-
     Example:
         >>> parameters({"angle": "Angle(deg)"})["angle"].unit
         'deg'
@@ -176,9 +169,6 @@ def input_transform(value: Any, space: Mapping[str, Parameter] | None = None) ->
             in `parameters`, or is the name of one of them.
         space: the parameters that can be named so.
 
-    Raises:
-        ConfigError: if there is no such transform, or its options do not fit.
-
     Example:
         >>> input_transform("Rotate(-45, 45)").parameters["angle"].bounds
         (-45.0, 45.0)
@@ -187,14 +177,14 @@ def input_transform(value: Any, space: Mapping[str, Parameter] | None = None) ->
     if value is None:
         raise ConfigError(f"{where}: what does the world do to the input? expected e.g. Rotate, Blur or Zoom")
     with configuring(where):
-        turns = [
+        turns: list[Any] = [
             _own_input(entry, where) if ":" in entry.kind else _shipped_input(entry, space or {}, where)
             for entry in entries(value, where)
         ]
-        return turns[0] if len(turns) == 1 else Compose(turns)
+        return Compose(turns) if len(turns) > 1 else turns[0]
 
 
-def _own_input(entry: Entry, where: str) -> Callable[..., Any]:
+def _own_input(entry: Entry, where: str) -> Any:
     """One of the user's: a class to be made with the options, an object, or a function `(x, **theta) -> x`."""
     found = named(entry.kind, where)
     if isinstance(found, type):
@@ -240,9 +230,6 @@ def _shipped_input(entry: Entry, space: Mapping[str, Parameter], where: str) -> 
 def weight_transform(value: Any) -> WeightTransform:
     """How the weights depend on the parameters.
 
-    Raises:
-        ConfigError: if there is no such family, or its options do not fit.
-
     Example:
         >>> [type(part).__name__ for part in weight_transform("Warp + LowRank(8) + Scale").parts]
         ['Warp', 'LowRank', 'Scale']
@@ -260,11 +247,7 @@ def weight_transform(value: Any) -> WeightTransform:
 
 
 def objective(value: str, options: Mapping[str, Any]) -> Callable[[Any, Any], Any] | Objective:
-    """What training asks for.
-
-    Raises:
-        ConfigError: if there is no such objective, or its options do not fit.
-    """
+    """What training asks for."""
     loss: Any
     if ":" in value and not options and not isinstance(named(value, "objective"), type):
         loss = named(value, "objective")

@@ -170,7 +170,7 @@ def _stacked(data: Any, limit: int | None) -> tuple[Tensor, Tensor | None]:
 
 def _columns(found: Inferred, classes: Tensor | None, labels: Tensor | None, size: int) -> dict[str, list[Any]]:
     """For each image: estimates with their spread, how sure, what the network says."""
-    columns = {}
+    columns: dict[str, Tensor] = {}
     for name in found.theta:
         columns |= {name: found.theta[name], f"{name}_spread": found.spread[name]}
     columns |= {"confidence": found.confidence, "abstain": found.abstain}
