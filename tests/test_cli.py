@@ -197,6 +197,7 @@ def test_a_report(folder: Path) -> None:
     fitted(folder)
     done = run("evaluate", "--config", "run/fit.yaml", "--report", "true", "--grid", "2", "--rounds", "0")
     assert done.code == DONE, done.err
+    assert "report.html" in done.out
     assert "<html" in (folder / "run" / "report.html").read_text("utf-8")
 
 

@@ -29,7 +29,7 @@ class Folder(Dataset[Any]):
 
     Args:
         folder: where.
-        size: height and width in px, or one number for both; null keeps the images' own, which must then be alike.
+        size: height and width in px, or one number for both; null keeps the images' own, which must then agree.
         channels: 3 (colour) or 1 (grey).
         mean: subtracted from the values, which lie from 0 to 1; one number, or one for each channel.
         std: the difference is divided by it.

@@ -130,9 +130,8 @@ class FromFunction:
 
     def add_to(self, parser: jsonargparse.ArgumentParser, group: str | None = None) -> None:
         """Make them options of a command, under the key `group` if there is one."""
-        others: set[str | int] = {
-            name for name in inspect.signature(self.function).parameters if name not in self.names
-        }
+        known = inspect.signature(self.function).parameters
+        others: set[str | int] = {name for name in known if name not in self.names}
         parser.add_function_arguments(self.function, group, skip=others, fail_untyped=False)
 
     def arguments(self, options: Any) -> dict[str, Any]:

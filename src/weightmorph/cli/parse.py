@@ -59,7 +59,7 @@ def parse(argv: Sequence[str]) -> Job:
     if command not in COMMANDS:
         raise ConfigError(f"no command is named {command!r}{near(command, COMMANDS)}; there are {', '.join(COMMANDS)}")
     parser = _command(command)
-    types = {action.dest: _words(getattr(action, "_typehint", action.type)) for action in parser._actions}
+    types = parser.types()
     try:
         given, words = _FIRST.parse_known_args(words)
         if words and not words[0].startswith("-") and "model" in _defaults(command):
@@ -94,14 +94,8 @@ def _general(words: Sequence[str]) -> NoReturn:
     """
     jsonargparse.set_parsing_settings(add_print_completion_argument=True)
     try:
-        parser = jsonargparse.ArgumentParser(
-            prog="weightmorph",
-            description="Condition a frozen network on a parameter by learning to transform its weights.",
-            epilog=EPILOG,
-            exit_on_error=False,
-            formatter_class=_Formatter,
-            version=versions()["weightmorph"],
-        )
+        about = "Condition a frozen network on a parameter by learning to transform its weights."
+        parser = _Parser(prog="weightmorph", description=about, version=versions()["weightmorph"], **_COMMON)
         commands = parser.add_subcommands(required=False)
         for name in COMMANDS:
             one = _command.__wrapped__(name)  # a new one, because what has printed a script cannot be used again
@@ -115,16 +109,9 @@ def _general(words: Sequence[str]) -> NoReturn:
 
 
 @functools.cache
-def _command(name: str) -> jsonargparse.ArgumentParser:
+def _command(name: str) -> _Parser:
     """The parser of one command."""
-    parser = jsonargparse.ArgumentParser(
-        prog=f"weightmorph {name}",
-        description=COMMANDS[name].run.__doc__,
-        epilog=EPILOG,
-        exit_on_error=False,
-        formatter_class=_Formatter,
-        allow_abbrev=False,
-    )
+    parser = _Parser(prog=f"weightmorph {name}", description=COMMANDS[name].run.__doc__, **_COMMON)
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for group in COMMANDS[name].options:
@@ -140,6 +127,19 @@ class _Formatter(jsonargparse.DefaultHelpFormatter):
 
     def _expand_help(self, action: argparse.Action) -> str:
         return re.sub(r"\[`([^`]*)`\]\[[^\]]*\]|`([^`]*)`", r"\1\2", super()._expand_help(action))
+
+
+_COMMON: dict[str, Any] = {
+    "epilog": EPILOG, "exit_on_error": False, "allow_abbrev": False, "formatter_class": _Formatter,
+}  # fmt: skip
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """A parser that can say of which types its options are."""
+
+    def types(self) -> dict[str, str]:
+        """Option to type, in words."""
+        return {action.dest: _words(getattr(action, "_typehint", action.type)) for action in self._actions}
 
 
 @functools.cache

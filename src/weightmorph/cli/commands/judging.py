@@ -62,10 +62,11 @@ def run_evaluate(job: Job) -> int:
         found = evaluate(judged, data, turn, options.grid, seed=options.seed, **EVALUATING.arguments(options))
     out = Path(options.out)
     write_config(job, out / "evaluate.yaml")
+    pages = []
     if options.report:
         examples = data if isinstance(data, tuple) else None
-        report(found, out / "report.html", model=model, examples=examples, input_transform=turn)
-    show(found, out / "evaluation.json")
+        pages.append(report(found, out / "report.html", model=model, examples=examples, input_transform=turn))
+    show(found, *pages, out / "evaluation.json")
     return 0
 
 
@@ -79,12 +80,12 @@ def invertible(options: Any, space: Mapping[str, Parameter] | None) -> InputTran
     return turn
 
 
-def show(found: Evaluation, file: Path) -> None:
-    """Save the figures, and print them with the advice."""
-    found.save(file)
+def show(found: Evaluation, *files: Path) -> None:
+    """Save the figures to the last file, and print them with the advice and the files."""
+    found.save(files[-1])
     head, *body = found.cells()
     table(head, body)
-    say("\n".join([*found.remarks(), found.advice, str(file)]))
+    say("\n".join([*found.remarks(), found.advice, *map(str, files)]))
 
 
 @dataclass
