@@ -11,8 +11,8 @@ from .batch import DEFAULT_MEMORY_LIMIT, Batch, ForcedRoute
 from .dispatch import CallContext, CurrentCall, LazyWeights, Weight, WeightProxy, call
 from .norm import Norm, mixes_samples, prepare_norms
 from .planner import candidates, cheapest, factored_pays_when_shared
-from .plans import MeasuredPlans, Observer, Plan
-from .routes import Step
+from .plans import MeasuredPlans, Plan
+from .routes import Observer, Step
 
 __all__ = [
     "DEFAULT_MEMORY_LIMIT", "Batch", "CallContext", "CurrentCall", "ForcedRoute",

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import BatchSizeError, ConditioningWarning, MemoryLimitError
 from ..terms import WeightExpression
-from .plans import MeasuredPlans, Observer
+from .plans import MeasuredPlans
 
 __all__ = ["DEFAULT_MEMORY_LIMIT", "Batch", "ForcedRoute", "NormAffine", "expand", "vector_values"]
 
@@ -38,7 +38,7 @@ class Batch:
         memory_limit: bytes that one layer's dense per-sample weights may take.
         probed: was the base seen to keep the batch first?
         plans: routes that were measured before.
-        observer: sees every route and carries it out; None for nobody.
+        observer: an `Observer` of [`weightmorph.execution.routes`][], which carries out every step; None for nobody.
         norms: by layer, the affine map that `prepare_norms` computed.
         route: a route to take wherever it exists; None leaves the choice to the planner.
     """
@@ -50,7 +50,7 @@ class Batch:
     memory_limit: int = DEFAULT_MEMORY_LIMIT
     probed: bool = False
     plans: MeasuredPlans = field(default_factory=MeasuredPlans)
-    observer: Observer | None = None
+    observer: Callable[[Any], Tensor] | None = None
     norms: Mapping[str, NormAffine] = field(default_factory=dict)
     route: ForcedRoute | None = None
 

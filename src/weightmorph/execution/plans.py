@@ -1,19 +1,14 @@
-"""Plans: the route of one layer, what `autotune` measured, and the step that a plan is carried out in."""
+"""Plans: the route of one layer, and the routes that `autotune` measured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
-
-from torch import Tensor
+from typing import Any, Literal
 
 from ..layers import LayerSize
 
-if TYPE_CHECKING:
-    from .routes import Step
-
-__all__ = ["Entry", "MeasuredPlans", "Observer", "Plan", "Route", "Side"]
+__all__ = ["Entry", "MeasuredPlans", "Plan", "Route", "Side"]
 
 VERSION = 1
 """Version of the plain data; data of another version are ignored."""
@@ -23,9 +18,6 @@ Side = Literal["activations", "weights"]
 
 Entry = Mapping[str, Any]
 """A measured choice as plain data: positions, batch, training, route, low_rank."""
-
-Observer = Callable[["Step"], Tensor]
-"""Gets the step of a layer before it is carried out, carries it out, and returns its output."""
 
 
 @dataclass(frozen=True)

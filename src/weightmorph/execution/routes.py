@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +15,7 @@ from . import planner
 from .batch import Batch, expand
 from .plans import Plan
 
-__all__ = ["Step", "execute"]
+__all__ = ["Observer", "Step", "execute"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ class Step:
         if plan.route == "factored":
             return factored(self.op, self.x, self.expression)
         return dense(self.op, self.x, self.expression, self.layer, plan)
+
+
+Observer = Callable[[Step], Tensor]
+"""Gets the step of a layer before it is carried out, carries it out, and returns its output."""
 
 
 def execute(batch: Batch, where: str, op: LayerOp, x: Tensor, expression: WeightExpression) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +16,44 @@ from .memory import layer_dtype, rematerialise, reshape_owned
 from .patches import PatchGeometry, im2col, patches_by_slicing
 from .processor import current
 
-if TYPE_CHECKING:
-    from .convolution import Convolution, TransposedConvolution
-
-__all__ = ["grouped", "product", "traced_product", "transposed_product"]
+__all__ = ["AnyConvolution", "grouped", "product", "traced_product", "transposed_product"]
 
 
-def grouped(
-    op: Convolution | TransposedConvolution, x: Tensor, parts: Sequence[Part], grow: Grow, recompute: bool
-) -> Tensor:
+class AnyConvolution(Protocol):
+    """What is needed of a convolution here: a call that can take other groups, and where its patches are."""
+
+    kind: ClassVar[str]
+
+    @property
+    def dims(self) -> int:
+        """Spatial axes."""
+
+    @property
+    def groups(self) -> int:
+        """G."""
+
+    def __call__(self, x: Tensor, weight: Tensor, *, grow: Grow = (), groups: int | None = None) -> Tensor:
+        """The convolution; `groups` replaces the call's own."""
+
+
+class PlainConvolution(AnyConvolution, Protocol):
+    """A convolution with patches."""
+
+    def geometry(self, x: Tensor, kernel: Sequence[int], grow: Grow = ()) -> PatchGeometry:
+        """Where the patches are taken."""
+
+
+class Transposed(AnyConvolution, Protocol):
+    """A transposed convolution, which may be a tiling, and is a plain convolution of a spread input."""
+
+    def tiles(self, kernel: Sequence[int]) -> bool:
+        """Does every input pixel fill a tile of its own?"""
+
+    def as_plain(self, x: Tensor, weight: Tensor) -> tuple[PlainConvolution, Tensor, Tensor]:
+        """The plain convolution, its input and its weight."""
+
+
+def grouped(op: AnyConvolution, x: Tensor, parts: Sequence[Part], grow: Grow, recompute: bool) -> Tensor:
     """The samples become groups: `(B·C)` input channels, each sample's weight on its own."""
     outputs, idle = [], 0
     for part, materialise in parts:
@@ -42,14 +71,14 @@ def grouped(
     return y[:, :-idle].contiguous() if idle else y
 
 
-def _as_groups(op: Convolution | TransposedConvolution, x: Tensor, weight: Tensor, grow: Grow) -> Tensor:
+def _as_groups(op: AnyConvolution, x: Tensor, weight: Tensor, grow: Grow) -> Tensor:
     size = x.shape[0]
     merged = x.reshape(1, size * x.shape[1], *x.shape[2:])
     y = op(merged, weight.reshape(-1, *weight.shape[2:]), groups=size * op.groups, grow=grow)
     return reshape_owned(y, (size, y.shape[1] // size, *y.shape[2:]))
 
 
-def _idle_outputs(op: Convolution | TransposedConvolution, weight: Tensor) -> int:
+def _idle_outputs(op: AnyConvolution, weight: Tensor) -> int:
     """Outputs of zeros to add to each sample's, so that all of them fill whole vector units.
 
     A grouped convolution with 12 outputs a group takes twice as long as one with 16, its backward pass four times.
@@ -69,7 +98,7 @@ def _padded(materialise: Callable[[], Tensor], idle: int, dims: int) -> Tensor:
     return F.pad(materialise(), (0, 0) * (dims + 1) + (0, idle))
 
 
-def product(op: Convolution, x: Tensor, parts: Sequence[Part], grow: Grow, recompute: bool) -> Tensor:
+def product(op: PlainConvolution, x: Tensor, parts: Sequence[Part], grow: Grow, recompute: bool) -> Tensor:
     """Patches times weights, a few samples at a time: `(b·G, O, I·T)` and `(b·G, I·T, P)`."""
     dtype, g, size = layer_dtype(x), op.groups, x.shape[0]
     outputs, y, start = [], None, 0
@@ -102,7 +131,7 @@ def _patches(x: Tensor, geometry: PatchGeometry, shape: tuple[int, int, int]) ->
     return (x if geometry.is_input else im2col(x, geometry)).reshape(shape)
 
 
-def transposed_product(op: TransposedConvolution, x: Tensor, parts: Sequence[Part], recompute: bool) -> Tensor:
+def transposed_product(op: Transposed, x: Tensor, parts: Sequence[Part], recompute: bool) -> Tensor:
     """A transposed convolution as a product: tile by tile, or as a plain convolution where tiles overlap."""
     outputs = []
     for part, materialise in parts:
@@ -116,7 +145,7 @@ def transposed_product(op: TransposedConvolution, x: Tensor, parts: Sequence[Par
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _tiled(op: TransposedConvolution, x: Tensor, weight: Tensor) -> Tensor:
+def _tiled(op: Transposed, x: Tensor, weight: Tensor) -> Tensor:
     """Each pixel times a weight is a tile; the tiles are laid side by side."""
     size, g, extents, n = x.shape[0], op.groups, x.shape[2:], op.dims
     inputs, outputs, *kernel = weight.shape[-n - 2 :]
@@ -133,7 +162,7 @@ def _tiled(op: TransposedConvolution, x: Tensor, weight: Tensor) -> Tensor:
     return reshape_owned(image, (size, g * outputs, *(m * k for m, k in zip(extents, kernel, strict=True))))
 
 
-def traced_product(op: Convolution, x: Tensor, weight: Tensor, grow: Grow) -> Tensor:
+def traced_product(op: PlainConvolution, x: Tensor, weight: Tensor, grow: Grow) -> Tensor:
     """Patches times weights `(B, *S)`, in operations that a graph with an open batch size can hold."""
     size, g = x.shape[0], op.groups
     kernel = [k - sum(more) for k, more in zip(weight.shape[3:], grow or ((0, 0),) * op.dims, strict=True)]
