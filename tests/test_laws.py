@@ -39,7 +39,8 @@ def test_law_1_at_the_anchor_the_base_is_unchanged_bit_for_bit(case: tuple[str, 
         torch.testing.assert_close(model(x, **per_sample), expected, rtol=1e-12, atol=1e-12)
         mixed = {name: torch.cat((value[:5], settings(layer)[name][5:])) for name, value in per_sample.items()}
         torch.testing.assert_close(model(x, **mixed)[:5], expected[:5], rtol=1e-12, atol=1e-12)
-        assert not torch.allclose(model(x, **settings(layer)), expected, rtol=1e-3)
+        # Not by much where weights are standardised, which all but cancels a scale of their rows.
+        assert not torch.allclose(model(x, **settings(layer)), expected, rtol=1e-6)
     torch.testing.assert_close(model(x, **home), expected, rtol=1e-12, atol=1e-12)
 
 

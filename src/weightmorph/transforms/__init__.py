@@ -1,7 +1,7 @@
 """The families of weight transforms, one file each.
 
-`__all__` is the list of families, with the base class of all. A family that joins it is public as `weightmorph.Name`,
-can be saved and loaded by its `config()`, can be named on the command line, and is tested on every law.
+`__all__` lists the families and their base class. A family that joins it is a public name of the library, can be saved
+and loaded by its `config()`, can be named on the command line, and is tested on every law.
 """
 
 from .base import CoefficientTransform as CoefficientTransform

@@ -184,6 +184,13 @@ class CoefficientTransform(WeightTransform):
     operations, however deep the network is; and the term need not touch the weight where a route works on the
     activations. A subclass gives `coefficient` and `term` in place of `delta`, and may give `coefficients` and
     `batch_key` as the fast form.
+
+    Example:
+        >>> from weightmorph import Scale
+        >>> t = Scale().build((6, 3), code_dim=4)
+        >>> gain = t.coefficient(torch.ones(5, 4))
+        >>> gain.shape, t.term(torch.zeros(6, 3), gain).dense().shape
+        (torch.Size([5, 6]), torch.Size([5, 6, 3]))
     """
 
     @abstractmethod

@@ -42,6 +42,9 @@ class PerFilter(ModuleTransform):
     Raises:
         TransformError: if the module's output has another shape than its taps, or is not finite.
 
+    References:
+        Jia et al., "Dynamic Filter Networks", NeurIPS 2016, arXiv:1605.09673.
+
     Example:
         >>> t = PerFilter("linear").build((6, 3, 3, 3), code_dim=4)
         >>> t(torch.zeros(6, 3, 3, 3), torch.ones(5, 4)).dense().shape

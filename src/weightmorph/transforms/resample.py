@@ -8,8 +8,8 @@ the best linear unbiased prediction of the former from the latter under a statio
 $$x(p_t) \approx \sum_{t'} R_{t,t'}\, x(s_{t'}), \qquad \sum_{t'} R_{t,t'} = 1, \qquad W' = W R$$
 
 The row sums keep the response to a constant. Where sites coincide with taps (a quarter turn) the prediction is exact.
-The model interpolates between sites that are far apart (zooming out) and averages over sites that are close together
-(zooming in), so that nothing aliases. A larger support has more sites and predicts better.
+The model interpolates between sites that are far apart (zooming out) and averages over sites that are close to each
+other (zooming in), so that nothing aliases. A larger support has more sites and predicts better.
 
 References:
     Cressie, "Statistics for Spatial Data", 1993, section 3.2 (ordinary kriging).
@@ -111,7 +111,7 @@ class Resampler:
     def to(self, like: Tensor) -> Resampler:
         """On another device; in float64 wherever there is one.
 
-        Sites that lie close together (zooming in) make the equations sensitive: float32 keeps three digits, and
+        Sites that are close to each other (zooming in) make the equations sensitive: float32 keeps three digits, and
         another runtime's exp or solver would show.
         """
         dtype = torch.float32 if like.device.type == "mps" else torch.float64

@@ -26,7 +26,10 @@ class Scale(CoefficientTransform):
     because the norm scales and shifts the same channels. If it was selected by name, it is scaled as well.
 
     Shapes:
-        weight `(*S)`, code `(*B, K)` -> `(*B, *S)`.
+        weight `(*S)`, code `(*B, K)` -> `(*B, *S)`; $a$ is `(K, outputs)`.
+
+    References:
+        Lian et al., "Scaling & Shifting Your Features", NeurIPS 2022, arXiv:2210.08823.
 
     Example:
         >>> t = Scale().build((6, 3, 3, 3), code_dim=4)
