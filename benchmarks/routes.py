@@ -52,6 +52,6 @@ def made(model: wm.Conditioned, angle: Tensor) -> dict[str, Tensor]:
     A peer that runs with our weights must not wait for slower ones than we do.
     """
     slots = list(model.slots.values())
-    base = {slot.name: model.view.tensor(slot.layer, slot.attribute) for slot in slots}
-    code = model._encode(model._prepare({"angle": angle}))
+    base = model.base.frozen
+    code = model.encode(angle=angle)
     return {name: make(expression) for name, expression in model.transform.expressions(slots, base, code).items()}

@@ -24,7 +24,7 @@ from zoo import FAMILIES, Bend, shake
 
 import weightmorph as wm
 from weightmorph import errors, storage
-from weightmorph.base.view import View
+from weightmorph.base import View
 from weightmorph.model import load as checkpoint
 from weightmorph.storage import Fingerprint
 from weightmorph.terms import RowScale, Term
@@ -113,7 +113,7 @@ def test_save_and_load_give_the_same_model(family: str, path: Path) -> None:
     assert again.slots == model.slots and list(again.slots) == list(model.slots)
     assert dict(again.space) == dict(model.space)
     assert (again.memory_limit, again.recipe) == (12345, model.recipe)
-    assert again.folded is not None and list(again.folded) == list(model.folded or ())
+    assert again.merged == model.merged == ()
     assert again.summary() == model.summary()
     assert checkpoint.peek(path).metrics == {"accuracy": 0.5, "by angle": [1, 2]}
     content = path.read_bytes()
@@ -543,7 +543,7 @@ def test_without_safetensors_the_message_says_what_to_install(path: Path, monkey
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "safetensors", None)
     for act in (lambda: model.save(path), lambda: wm.load(path, net)):
-        with pytest.raises(errors.MissingDependencyError, match=r"'safetensors'.*pip install 'weightmorph\[hub\]'"):
+        with pytest.raises(errors.MissingDependencyError, match=r"'safetensors'.*pip install 'weightmorph\[save\]'"):
             act()
 
 

@@ -94,7 +94,7 @@ def test_checkpointing_around_the_model(theta: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["reentrant", "non_reentrant"])
 def test_two_checkpointed_calls_before_one_backward(kind: str) -> None:
-    """The scope of the first call outlives the second."""
+    """The weights of the first call outlive the second."""
     plain, x = make()
     checked, _ = make(kind)
     results = []
@@ -182,8 +182,7 @@ def test_deepcopy_shares_the_base_and_not_the_transform() -> None:
     model, x = make()
     other = copy.deepcopy(model)
     torch.testing.assert_close(other(x, angle=33.0), model(x, angle=33.0), rtol=0, atol=0)
-    slot = model.slots["one.0.weight"]
-    assert other.view.tensor(slot.layer, slot.attribute) is model.view.tensor(slot.layer, slot.attribute)
+    assert other.base.frozen["one.0.weight"] is model.base.frozen["one.0.weight"]
     shake(other, seed=5)
     assert not torch.allclose(other(x, angle=33.0), model(x, angle=33.0))
 
@@ -201,8 +200,7 @@ def test_moves_leave_the_users_net_where_it_is() -> None:
     net = Net()
     model = wm.condition(net, {"angle": wm.Angle()}, wm.LowRank(2))
     weight = net.one[0].weight
-    slot = model.slots["one.0.weight"]
-    assert model.view.tensor(slot.layer, slot.attribute).data_ptr() == weight.data_ptr()
+    assert model.base.frozen["one.0.weight"].data_ptr() == weight.data_ptr()
     model.double()
     assert weight.dtype == torch.float32 and net.one[0].weight is weight
     assert model(torch.randn(2, 1, 7, 7).double(), angle=[1.0, 2.0]).dtype == torch.float64

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from zoo import CASES, LAYERS, applies, conditioned, settings, shake
 import weightmorph as wm
 from weightmorph import errors
 from weightmorph.deploy.export import computed_weights
-from weightmorph.deploy.export.constant import Constant
+from weightmorph.deploy.export.constants import constant_model
 
 onnx = pytest.importorskip("onnx")
 
@@ -38,16 +37,16 @@ def test_it_answers_as_the_model_does(layer: str, family: str) -> None:
         with pytest.raises(
             errors.ExecutionError, match=r"no form with constant weights for (Warp|Lie) on .*model\.bake"
         ):
-            Constant(copy.deepcopy(model).eval())
+            constant_model(model)
         return
-    constant = Constant(copy.deepcopy(model).eval())
+    constant = constant_model(model)
     theta = settings(layer)
     with torch.no_grad():
-        torch.testing.assert_close(constant.call(x, **theta), model(x, **theta), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(constant(x, **theta), model(x, **theta), rtol=1e-10, atol=1e-10)
         one = {name: value[1] for name, value in theta.items()}
-        torch.testing.assert_close(constant.call(x, **one), model(x, **one), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(constant(x, **one), model(x, **one), rtol=1e-10, atol=1e-10)
         home = {name: torch.tensor(value, dtype=torch.float64) for name, value in model.space.anchor.items()}
-        torch.testing.assert_close(constant.call(x, **home), model.frozen()(x), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(constant(x, **home), model.frozen()(x), rtol=1e-10, atol=1e-10)
 
 
 def test_what_has_no_such_form_is_named(tmp_path: Path) -> None:

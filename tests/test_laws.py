@@ -52,7 +52,7 @@ def test_law_1_the_difference_at_the_anchor_is_exactly_zero(case: tuple[str, str
     other = model.space.encode(model.space.prepare(settings(layer, 3), dtype=torch.float64))
     for code in (home, home.expand(4, -1), torch.cat((home[None], other, home[None]))):
         for slot in model.slots.values():
-            weight = model.view.tensor(slot.layer, slot.attribute)
+            weight = model.base.frozen[slot.name]
             for term in model.transform.expression(slot, weight, code).terms:
                 delta = term.dense()
                 rows = delta if code.dim() == 1 else delta[:: max(len(code) - 1, 1)]

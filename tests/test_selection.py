@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import weightmorph as wm
-from weightmorph.base.inspect import trace
-from weightmorph.base.select import select_slots
+from weightmorph.base import inspect_base, select_slots
 from weightmorph.slots import Slot
 
 
@@ -111,8 +110,8 @@ def test_taps_lie_about_the_point_that_the_output_grids_centre_rests_on(
     """Strides on even maps, padding on one side, and pools that drop a row all move it."""
     net = Geometry(before, conv)
     slots = select_slots(net)[0]
-    seen = trace(net, slots, (torch.randn(1, 1, size, size),), {})
-    assert seen.taps["conv.weight"] == (pytest.approx(taps), pytest.approx(taps))
+    usage = inspect_base(net, slots, (torch.randn(1, 1, size, size),), {}).usages["conv.weight"]
+    assert usage.taps == (pytest.approx(taps), pytest.approx(taps))
 
 
 def _mirror(x: Tensor) -> Tensor:

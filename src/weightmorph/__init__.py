@@ -3,7 +3,7 @@
 from . import errors, inputs, transforms
 from .comparison import Comparison, compare
 from .deploy.baking import bake_many
-from .deploy.delta import Delta, DeltaBook, apply_delta
+from .deploy.delta import Delta, apply_delta
 from .deploy.export import export_onnx, export_program
 from .deploy.quantize import quantize_onnx
 from .estimation import Inferred, infer
@@ -26,7 +26,6 @@ __all__ = [
     "Conditioned",
     "Contender",
     "Delta",
-    "DeltaBook",
     "Distillation",
     "Evaluation",
     "Inferred",

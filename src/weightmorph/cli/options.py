@@ -321,8 +321,6 @@ class Serve(Saved):
         input_shape: shape of one sample, e.g. [1, 28, 28], null for an axis left open; null takes that of the training
             data.
         input_dtype: of the input's numbers.
-        engine: what the server stands on: starlette (with uvicorn, one process), or litserve.
-        workers: processes that run the network on each device, for litserve; cuda as device stands for all of them.
         host: network interface; the default is reached from this machine alone.
         port: TCP port; 0 takes a free one.
         max_batch: requests in one call of the network.
@@ -336,8 +334,6 @@ class Serve(Saved):
 
     input_shape: list[int | None] | None = None
     input_dtype: Literal["float32", "float64", "int64"] = "float32"
-    engine: Literal["starlette", "litserve"] = "starlette"
-    workers: int = 1
     host: str = "127.0.0.1"
     port: int = 8000
     max_batch: int = 64

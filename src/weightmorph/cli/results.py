@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError
-from ..model import Conditioned
+from ..model import Conditioned, ModelSpec
 from ..model.load import load, peek
-from ..storage import Record, versions
+from ..storage import versions
 from ..transforms.registry import foreign
 from .files import write_yaml
 from .options import Job, Saved
@@ -30,7 +30,7 @@ __all__ = ["destination", "input_shape", "loaded", "quiet_export", "record", "wr
 LIBRARIES = ("numpy", "lightning", "safetensors", "onnx", "onnxruntime")
 
 
-def record(options: Saved) -> Record:
+def record(options: Saved) -> ModelSpec:
     """What the model's file says of itself.
 
     Raises:
@@ -44,7 +44,7 @@ def record(options: Saved) -> Record:
     return peek(options.model)
 
 
-def loaded(options: Saved) -> tuple[Conditioned, Record]:
+def loaded(options: Saved) -> tuple[Conditioned, ModelSpec]:
     """The model on its base, and what its file says.
 
     Raises:
@@ -67,7 +67,7 @@ def loaded(options: Saved) -> tuple[Conditioned, Record]:
         raise ConfigError(f"device: expected one that this machine has, got {options.device!r}: {reason}") from error
 
 
-def input_shape(given: Sequence[int | None] | None, about: Record) -> tuple[int | None, ...]:
+def input_shape(given: Sequence[int | None] | None, about: ModelSpec) -> tuple[int | None, ...]:
     """The shape of one sample: what the user says, or that of the training data.
 
     Raises:
@@ -79,7 +79,9 @@ def input_shape(given: Sequence[int | None] | None, about: Record) -> tuple[int 
     return tuple(shape)
 
 
-def example_input(given: Sequence[int | None] | None, about: Record, size: int, device: torch.device) -> torch.Tensor:
+def example_input(
+    given: Sequence[int | None] | None, about: ModelSpec, size: int, device: torch.device
+) -> torch.Tensor:
     """Zeros of the shape of `size` samples."""
     shape = input_shape(given, about)
     if None in shape:

@@ -8,14 +8,15 @@ would give: the planner returns a plan, and `routes` carries it out.
 
 from .autotune import Recorder, Row, Tuner
 from .batch import DEFAULT_MEMORY_LIMIT, Batch, ForcedRoute
-from .dispatch import Scope, StandIn, call
+from .dispatch import CallContext, CurrentCall, LazyWeights, Weight, WeightProxy, call
 from .norm import Norm, mixes_samples, prepare_norms
 from .planner import candidates, cheapest, factored_pays_when_shared
 from .plans import MeasuredPlans, Observer, Plan
 from .routes import Step
 
 __all__ = [
-    "DEFAULT_MEMORY_LIMIT", "Batch", "ForcedRoute", "MeasuredPlans", "Norm", "Observer", "Plan", "Recorder", "Row",
-    "Scope", "StandIn", "Step", "Tuner", "call", "candidates", "cheapest", "factored_pays_when_shared",
+    "DEFAULT_MEMORY_LIMIT", "Batch", "CallContext", "CurrentCall", "ForcedRoute",
+    "LazyWeights", "MeasuredPlans", "Norm", "Observer", "Plan", "Recorder", "Row",
+    "Step", "Tuner", "Weight", "WeightProxy", "call", "candidates", "cheapest", "factored_pays_when_shared",
     "mixes_samples", "prepare_norms",
 ]  # fmt: skip

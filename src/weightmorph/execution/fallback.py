@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import ExecutionError
 from ..terms import WeightExpression
 from .batch import Batch, expand
+from .planner import ADVICE
 
 __all__ = ["call"]
 
@@ -31,6 +32,8 @@ def call(
     Raises:
         ExecutionError: if the function cannot be mapped.
     """
+    if batch.route == "constant":
+        _refuse_constant(where, func, args, kwargs)
     leaves: list[Any] = []
     axes: list[int | None] = []
     inputs = any(_is_input(value, batch) for value in _leaves((args, tuple(kwargs.values()))))
@@ -88,6 +91,16 @@ def call(
         return value.squeeze(1)
 
     return _each(result, joined)
+
+
+def _refuse_constant(where: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A function that is not known takes vectors and no weight of a layer, where weights are to be constant."""
+    for value in _leaves((args, tuple(kwargs.values()))):
+        if isinstance(value, WeightExpression) and value.slot.kind not in ("norm", "bias"):
+            raise ExecutionError(
+                f"{where}: constant_weights: the layer gives {value.slot.name} to the function "
+                f"{getattr(func, '__name__', func)!r}, which has no form with constant weights. Either {ADVICE}"
+            )
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -334,7 +334,7 @@ class Flip(_Geometric):
             raise InputError(f"Flip: axis must be 'x' (left to right) or 'y' (top to bottom), got {axis!r}")
         self._kinds = (f"flip_{axis}",)
         parameter = Categorical(("no", "yes"), affine=self._kinds[0]) if parameter is None else parameter
-        if not isinstance(parameter, Categorical) or len(parameter.names) != 2:
+        if len(parameter.choices) != 2:
             raise ParameterError(
                 f"Flip: expected a Categorical of two settings, such as Categorical(('no', 'yes'), "
                 f"affine={self._kinds[0]!r}), got {parameter!r}"

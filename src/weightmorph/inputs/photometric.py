@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, ParameterError
-from ..parameters import Categorical, Interval, LogInterval, Parameter, ParameterSpace, Theta
+from ..parameters import Interval, LogInterval, Parameter, ParameterSpace, Theta
 from .base import InputTransform
 from .functional import PADDING_MODES, PaddingMode, check_option, gaussian_blur, kernel_radius, per_image
 
@@ -23,7 +23,7 @@ class _Photometric(InputTransform):
             raise ParameterError(
                 f"{owner} moves nothing: expected parameter {name!r} with affine=None, got {parameter.affine!r}"
             )
-        if parameter.bounds is None or isinstance(parameter, Categorical):
+        if parameter.bounds is None or parameter.discrete:
             raise ParameterError(
                 f"{owner}: expected parameter {name!r} to be a quantity between two ends, Interval or LogInterval, "
                 f"got {parameter!r}"

@@ -100,7 +100,7 @@ class _AnyConvolution(LayerOp):
         if self.traced:  # one convolution to all sets, a channel's D beside each other, and a weighted sum
             axis = 1 if self.kind == "conv_transpose" else 0
             sets = self(x, bank.movedim(0, axis + 1).flatten(axis, axis + 1)).unflatten(1, (-1, bank.shape[0]))
-            total = (sets * mix.reshape(mix.shape[0], 1, -1, *(1,) * self.dims)).sum(2)
+            total: Tensor = (sets * mix.reshape(mix.shape[0], 1, -1, *(1,) * self.dims)).sum(2)
             return total if y is None else y + total
         for d, weight in enumerate(bank):
             one = self(x, weight)

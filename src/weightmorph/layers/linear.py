@@ -49,7 +49,7 @@ class Linear(LayerOp):
 
     def weight_sets(self, x: Tensor, bank: Tensor, mix: Tensor, y: Tensor | None) -> Tensor:
         sets = F.linear(x, bank.movedim(0, 1).flatten(0, 1)).unflatten(-1, (bank.shape[1], bank.shape[0]))
-        total = (sets * self.per_output(mix, sets[..., 0]).unsqueeze(-2)).sum(-1)
+        total: Tensor = (sets * self.per_output(mix, sets[..., 0]).unsqueeze(-2)).sum(-1)
         return total if y is None else y + total
 
     def mixed_taps(

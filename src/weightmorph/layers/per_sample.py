@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -64,7 +64,7 @@ def _idle_outputs(op: Convolution | TransposedConvolution, weight: Tensor) -> in
     return -outputs % current().vector
 
 
-def _padded(materialise: partial[Tensor], idle: int, dims: int) -> Tensor:
+def _padded(materialise: Callable[[], Tensor], idle: int, dims: int) -> Tensor:
     """Weights with so many outputs of zeros: `(b, O, I, …)`."""
     return F.pad(materialise(), (0, 0) * (dims + 1) + (0, idle))
 

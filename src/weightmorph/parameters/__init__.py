@@ -8,6 +8,6 @@ from .angle import Angle
 from .base import Parameter, Theta, Value
 from .categorical import Categorical
 from .ranges import Interval, LogInterval
-from .space import ParameterSpace
+from .space import KINDS, ParameterSpace
 
-__all__ = ["Angle", "Categorical", "Interval", "LogInterval", "Parameter", "ParameterSpace", "Theta", "Value"]
+__all__ = ["KINDS", "Angle", "Categorical", "Interval", "LogInterval", "Parameter", "ParameterSpace", "Theta", "Value"]

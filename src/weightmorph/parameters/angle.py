@@ -55,7 +55,6 @@ class Angle(Parameter):
 
     @property
     def turn(self) -> float:
-        """A full turn in `unit`."""
         return 360.0 if self.unit == "deg" else math.tau
 
     @property
@@ -84,8 +83,19 @@ class Angle(Parameter):
     def period(self) -> float:
         return math.tau
 
+    def distance(self, a: Tensor, b: Tensor | float) -> Tensor:
+        away = torch.remainder(a - b, self.turn)
+        return torch.minimum(away, self.turn - away)
+
+    @property
+    def example(self) -> str:
+        return f"{self.anchor_value + self.turn / 12:.4g}"
+
     def sample(self, size: int, generator: torch.Generator | None = None) -> Tensor:
         return torch.rand(size, generator=generator) * self.turn + self.anchor
 
     def grid(self, size: int) -> Tensor:
         return torch.arange(size, dtype=torch.float32) * (self.turn / size) + self.anchor
+
+    def spaced(self, size: int) -> Tensor:
+        return torch.arange(size, dtype=torch.float64) * (self.turn / size) + self.anchor

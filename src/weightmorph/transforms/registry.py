@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
 from .. import transforms
 from ..errors import TransformError, near
+from ..io import plain
 from .base import Sum, WeightTransform
 from .custom import Custom
 
-__all__ = ["SHIPPED", "Config", "describe", "foreign", "plain", "remake", "same"]
+__all__ = ["SHIPPED", "Config", "describe", "foreign", "remake", "same"]
 
 SHIPPED: Mapping[str, type[WeightTransform]] = {
     name: getattr(transforms, name)
@@ -45,22 +42,6 @@ def _entry(part: WeightTransform) -> Config:
         # A user's class, or one that only inherits the config() of a shipped family.
         entry["type"] = f"<{type(part).__name__}>"
     return dict(plain(entry))
-
-
-def plain(value: Any) -> Any:
-    """Data as JSON gives it back: tuples as lists, NumPy's and torch's numbers as Python's, a name for anything else.
-
-    Example:
-        >>> plain({"size": (2, 3), "dtype": object()})
-        {'size': [2, 3], 'dtype': '<object>'}
-    """
-
-    def other(item: Any) -> Any:
-        if isinstance(item, np.generic | np.ndarray | Tensor):
-            return item.tolist()
-        return f"<{type(item).__name__}>"
-
-    return json.loads(json.dumps(value, default=other))
 
 
 def _parts(config: Config) -> list[Config]:

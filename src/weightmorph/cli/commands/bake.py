@@ -28,7 +28,7 @@ def run(job: Job[Bake]) -> int:
     if len(given) != 1:
         raise ConfigError(f"bake: expected one of at, settings and each, got {' and '.join(given) or 'none'}")
     model, about = loaded(options)
-    example = example_input(options.input_shape, about, 1, model.view.device) if options.form == "onnx" else None
+    example = example_input(options.input_shape, about, 1, model.device) if options.form == "onnx" else None
     if options.at:
         with configuring("at"):
             model.space.prepare(options.at)

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import torch
 
 from ...errors import ConfigError, WeightmorphError
-from ...storage import Record, versions
+from ...model import ModelSpec
+from ...storage import versions
 from ..options import Doctor, Job
 from ..results import loaded, record
 from ..show import say, table
@@ -85,7 +86,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _file(options: Doctor, about: Record) -> Iterator[tuple[str, str]]:
+def _file(options: Doctor, about: ModelSpec) -> Iterator[tuple[str, str]]:
     yield "model", str(options.model)
     yield "written by", ", ".join(f"{name} {version}" for name, version in about.written_by.items())
     for name, parameter in about.space.items():
@@ -93,6 +94,6 @@ def _file(options: Doctor, about: Record) -> Iterator[tuple[str, str]]:
     parts = about.recipe.get("parts", [about.recipe])
     yield "transform", " + ".join(str(part["type"]) for part in parts)
     yield "conditioned", f"{len(about.slots)} tensors, selected: {about.selected}"
-    yield "base", f"{about.network}, fingerprint {about.base}, {len(about.base.tensors)} tensors"
+    yield "base", f"{about.network}, fingerprint {about.fingerprint}, {len(about.fingerprint.tensors)} tensors"
     for name, value in about.metrics.items():
         yield name, str(value)

@@ -21,7 +21,7 @@ def run(job: Job[Export]) -> int:
     """Write one graph with θ as an input."""
     options = job.options
     model, about = loaded(options)
-    x = example_input(options.input_shape, about, 2, model.view.device)
+    x = example_input(options.input_shape, about, 2, model.device)
     if options.constant_weights and options.format != "onnx":
         raise ConfigError("constant_weights: only for the format onnx")
     file = destination(options.to, options, "model.onnx" if options.format == "onnx" else "model.pt2")

@@ -44,7 +44,7 @@ def run(job: Job[Infer]) -> int:
             x = turn(x, **options.apply)
     with configuring("infer"):
         found = infer(
-            model, x.to(model.view.device), method=options.method, objective=options.energy, pool=options.pool,
+            model, x.to(model.device), method=options.method, objective=options.energy, pool=options.pool,
             known=options.known, candidates=options.candidates, batch_size=options.batch_size,
         )  # fmt: skip
     file = destination(options.to, options, "inferred.csv")

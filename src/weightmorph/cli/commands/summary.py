@@ -15,7 +15,7 @@ def run(job: Job[Summary]) -> int:
     options = job.options
     model, about = loaded(options)
     try:
-        example = example_input(options.input_shape, about, 1, model.view.device)
+        example = example_input(options.input_shape, about, 1, model.device)
     except ConfigError:
         if options.input_shape is not None:
             raise
