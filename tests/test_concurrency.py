@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 import tempfile
 import threading
@@ -18,6 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from zoo import shake
 
 import weightmorph as wm
+from weightmorph.execution import LazyWeights
+from weightmorph.model.call import bind
+from weightmorph.model.weights import call_weights
 
 
 class Net(nn.Module):
@@ -117,6 +121,31 @@ def test_backward_on_another_thread(kind: str | None) -> None:
     thread.join()
     _, expected = run(plain, x, THETA["per_sample"])
     close((loss.detach(), gradients(model)), (loss.detach(), expected))
+
+
+@pytest.mark.parametrize("theta", list(THETA))
+def test_a_call_is_a_value(theta: str) -> None:
+    """A bound call cannot be changed, and gives the same however often, and after whatever other call, it is run."""
+    model, x = make()
+    call = bind(model, (x,), {"angle": THETA[theta]})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        call.grad = False  # type: ignore[misc]
+    weights = call_weights(model, call)
+    before = model.base.run(weights, call)
+    model(x, angle=90.0)
+    assert torch.equal(model.base.run(weights, call), before) and torch.equal(model(x, angle=THETA[theta]), before)
+
+
+def test_a_block_without_gradients_gets_weights_of_its_own() -> None:
+    """A weight that was read without gradients is rebuilt at that read and at all later ones, and at no other."""
+    model, _ = make()
+    frozen = model.base.frozen
+    weights = LazyWeights(frozen, lambda name: -frozen[name], grad=True)
+    one, other = "one.0.weight", "two.0.weight"
+    assert weights.read(one) is frozen[one]
+    with torch.no_grad():
+        assert torch.equal(weights.read(one), -frozen[one])
+    assert torch.equal(weights.read(one), -frozen[one]) and weights.read(other) is frozen[other]
 
 
 def test_threads_calling_one_model_do_not_see_each_other() -> None:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 import weightmorph as wm
 from weightmorph import transforms
-from weightmorph.execution import ForcedRoute
+from weightmorph.execution import ForcedRoute, Observer
+from weightmorph.parameters import Value
 from weightmorph.slots import Slot
 from weightmorph.terms import Term
 
@@ -257,6 +258,21 @@ def applies(name: str, family: str) -> bool:
 CASES = [(layer, family) for layer in LAYERS for family in FAMILIES if applies(layer, family)]
 
 
+def code(model: wm.Conditioned, **theta: Value) -> Tensor:
+    """θ as the model's transform reads it: `(*B, K)`."""
+    return model._encode(model._prepare(theta))
+
+
+def frozen(model: wm.Conditioned) -> dict[str, Tensor]:
+    """The frozen tensors by slot name."""
+    return {name: model.view.tensor(slot.layer, slot.attribute) for name, slot in model.slots.items()}
+
+
+def observed(model: wm.Conditioned, observer: Observer) -> wm.Conditioned:
+    """The same model, each of whose layers under one θ per sample is carried out by an observer."""
+    return model._watched(observer)
+
+
 def one_by_one(model: wm.Conditioned, x: Tensor, theta: dict[str, Tensor]) -> Tensor:
     """The oracle: bake each sample's network and call it on that sample."""
     outputs = []
@@ -275,3 +291,38 @@ def forced(model: wm.Conditioned, route: str) -> Iterator[None]:
         yield
     finally:
         model.route = None
+
+
+class Block(nn.Module):
+    """Convolution and norm, as most networks have them, and a convolution without one."""
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(3, channels, 3, padding=1), nn.BatchNorm2d(channels)
+        self.conv2, self.norm2 = nn.Conv2d(channels, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels)
+        self.last = nn.Conv2d(channels, 4, 1)
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm1(self.conv1(x)))
+        x = torch.relu(self.norm2(self.conv2(x)))
+        return self.fc(self.last(x).mean((2, 3)))
+
+
+ANGLES = torch.tensor([0.0, 10.0, 200.0, 33.0, 90.0, 271.0])
+
+
+def block(transform: wm.WeightTransform | None = None, size: int = 9) -> tuple[wm.Conditioned, Tensor]:
+    """A conditioned `Block` in float64 whose transform is no longer at its start, and six images for it."""
+    torch.manual_seed(0)
+    net = Block().double()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.normal_(module.weight)
+    x = torch.randn(6, 3, size, size, dtype=torch.float64)
+    transform = transform or wm.Warp() + wm.LowRank(2) + wm.Scale()
+    model = wm.condition(net, {"angle": wm.Angle("deg", harmonics=2)}, transform, example=x)
+    shake(model)
+    return model, x

@@ -150,7 +150,7 @@ class Slot:
             return canonical.reshape(*batch, g * o, i, *kernel)
         if self.kind == "linear":
             return canonical.reshape(*batch, o, -1)
-        return canonical.reshape(*batch, *self.shape)
+        return canonical.reshape((*batch, *self.shape))  # a tuple, because a scalar has no axes
 
     def rows(self, gain: Tensor) -> Tensor:
         """One number per output `(*B, G·O)`, in the shape in which it multiplies a canonical weight."""

@@ -13,7 +13,7 @@ from ..errors import InputError, near
 
 __all__ = ["Agreement", "Energy", "Entropy", "FunctionEnergy", "Named", "resolve"]
 
-Named: TypeAlias = 'Literal["entropy", "agreement"]'
+Named: TypeAlias = Literal["entropy", "agreement"]
 """The energies that have a name."""
 
 

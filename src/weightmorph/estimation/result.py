@@ -16,10 +16,10 @@ from .candidates import Candidates
 
 __all__ = ["Inferred", "Method", "Pool", "close_to", "spread_of"]
 
-Method: TypeAlias = 'Literal["head", "search", "both"]'
+Method: TypeAlias = Literal["head", "search", "both"]
 """Where the evidence comes from."""
 
-Pool: TypeAlias = 'Literal["image", "batch", "stream"]'
+Pool: TypeAlias = Literal["image", "batch", "stream"]
 """Which samples share θ: none, all, or neighbours in time."""
 
 CERTAIN = 2 / 3

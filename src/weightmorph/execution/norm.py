@@ -45,7 +45,7 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """`x * scale + shift`, both `(B, C)` or `(C,)`, the channels being axis 1.
 
     It is what a batch norm does to one sample of B·C channels, in one pass over x, and in half the time a multiply and
-    an add take, forward and backward alike.
+    an add take, in the forward and in the backward pass.
     """
     scale, shift = (v if v.dim() == 2 else v.unsqueeze(0) for v in (scale, shift))
     size, width, *extents = x.shape

@@ -104,7 +104,7 @@ class Conditioned(SpecifiedModule):
 
         def run(*args: Any, **kwargs: Any) -> Any:
             call = bind(self, args, kwargs, observer)
-            return self.base.run(call_weights(self, call), call)
+            return refuse_weights(self.base.run(call_weights(self, call), call))
 
         return run
 

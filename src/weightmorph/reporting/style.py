@@ -52,7 +52,7 @@ DARK = Palette(
     inverse="#f0975a", series=("#6bb8f0", "#45cba0", "#e2a0cb", "#dcc04a", "#a9a9f5"),
 )  # fmt: skip
 
-# Five, while four colours take turns: twenty rows before two are alike.
+# Five, while four colours take turns: twenty rows before two are the same.
 DASHES: tuple[Any, ...] = (
     (0, (7, 1.6, 1.4, 1.6)),
     (0, (10, 2.5)),

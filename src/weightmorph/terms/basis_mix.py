@@ -32,12 +32,12 @@ class BasisMix(Term):
         return TermKind(type(self), self.mix.shape[-1])
 
     def dense(self) -> Tensor:
-        return (self.mix @ self.bank.flatten(1)).reshape(*self.batch, *self.slot.shape)
+        return (self.mix @ self.bank.reshape(len(self.bank), -1)).reshape((*self.batch, *self.slot.shape))
 
     def add_to(self, total: Tensor, grow: Grow, owned: bool) -> Tensor:
         if grow or (total.dim() > 2 and not self.batch):
             return super().add_to(total, grow, owned)
-        mix, bank = self.mix.reshape(-1, self.mix.shape[-1]), self.bank.flatten(1)
+        mix, bank = self.mix.reshape(-1, self.mix.shape[-1]), self.bank.reshape(len(self.bank), -1)
         rows = (mix.shape[0], bank.shape[1])
         if self.writable(total, owned):
             return reshape_owned(reshape_owned(total, rows).addmm_(mix, bank), total.shape)

@@ -100,7 +100,7 @@ class WeightExpression:
             total, owned = widen(self.base, grow).reshape(rows, -1), False
         for term in terms:
             total, owned = term.add_to(total, grow, owned), True
-        return total.reshape(*total.shape[:-2], *shape)
+        return total.reshape((*total.shape[:-2], *shape))
 
     def simplified(self, join_patches: bool = False) -> tuple[Term, ...]:
         """Fewer terms, whose sum is W(θ) itself, in the order in which they are applied to activations.

@@ -13,10 +13,10 @@ from ..errors import TrainingError, near
 
 __all__ = ["Options", "Predict", "Schedule"]
 
-Schedule: TypeAlias = 'Literal["cosine", "constant"] | Callable[[float], float]'
+Schedule: TypeAlias = Literal["cosine", "constant"] | Callable[[float], float]
 """The learning rate's factor over the run: by name, or a function of the progress from 0 to 1."""
 
-Predict: TypeAlias = 'bool | Literal["only"]'
+Predict: TypeAlias = bool | Literal["only"]
 """Whether a head that estimates θ is trained too, or alone."""
 
 RESERVED = {
