@@ -142,6 +142,8 @@ class Slot:
         batch = canonical.shape[:-4]
         g, o, i, _ = canonical.shape[-4:]
         kernel = self.grown(grow)
+        if self.kind == "other" and self.shape:
+            return canonical.reshape(*batch, o, *self.shape[1:])
         if self.kind == "conv_transpose":
             return canonical.transpose(-3, -2).reshape(*batch, g * i, o, *kernel)
         if self.kind == "conv":
