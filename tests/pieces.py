@@ -16,11 +16,14 @@ from torch import Tensor
 
 from weightmorph.layers import Convolution, LayerOp, LayerSize, Linear, TransposedConvolution, each
 from weightmorph.slots import Grow, Slot
-from weightmorph.terms import BasisMix, Dense, LowRankUpdate, Replacement, RowScale, TapMix, Term
+from weightmorph.terms import BasisMix, Dense, LowRankUpdate, Replacement, RowScale, TapMix, Term, beyond, widen
 
 Array = np.ndarray
 SIZE = 4
 """Samples in a batch."""
+
+BATCHES: tuple[tuple[int, ...], ...] = ((), (SIZE,))
+"""A shared θ, and one per sample."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +210,19 @@ def term_of(layer: str, name: str, batch: tuple[int, ...] = (SIZE,)) -> Term:
     term = TERMS[name].draw(LAYERS[layer], batch)
     assert term is not None
     return term
+
+
+def on(term: Term, grow: Grow) -> Tensor:
+    """Δ on a support that is grown by `grow`."""
+    return widen(term.dense(), beyond(grow, term.grow))
+
+
+def total(terms: Sequence[Term], grow: Grow) -> Tensor:
+    """The sum of some terms on one support."""
+    summed = on(terms[0], grow)
+    for term in terms[1:]:
+        summed = summed + on(term, grow)
+    return summed
 
 
 def canonical(slot: Slot, value: Array) -> Array:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from zoo import ANGLES, block, forced, observed, shake
 
 import weightmorph as wm
@@ -106,6 +107,7 @@ def test_a_tensor_that_nothing_else_holds_is_reshaped_without_a_view() -> None:
 
 
 LOG: list[str] = []
+WEIGHTS: list[StorageWeakRef] = []
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,10 @@ class Noted(Dense):
     """A dense term that notes when it is added to the frozen weight."""
 
     def add_to(self, total: Tensor, grow: Grow, owned: bool) -> Tensor:
+        weight = super().add_to(total, grow, owned)
         LOG.append(f"materialise {self.slot.layer}")
-        return super().add_to(total, grow, owned)
+        WEIGHTS.append(StorageWeakRef(weight.untyped_storage()))
+        return weight
 
 
 class Noting(wm.WeightTransform):
@@ -131,11 +135,12 @@ class Noting(wm.WeightTransform):
 
 
 class Conv(nn.Conv2d):
-    """A convolution that notes when it has run."""
+    """A convolution that notes when it has run, and how many weights are then alive."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
-        LOG.append(f"run {self.in_channels}")
+        alive = sum(not weight.expired() for weight in WEIGHTS)
+        LOG.append(f"run {self.in_channels}, {alive} alive")
         return y
 
 
@@ -162,14 +167,17 @@ def test_large_shared_weights_are_materialised_when_they_are_read(large: bool, t
         expected = model.bake(angle=33.0)(x)
     for grad in (False, True):
         LOG.clear()
+        WEIGHTS.clear()
         with using(lazy_weight=1 if large else 2**40), torch.set_grad_enabled(grad):
             torch.testing.assert_close(model(x, angle=33.0), expected, rtol=1e-4, atol=1e-5)
-        if large and not twice and not grad:
-            assert LOG == ["materialise first", "run 3", "materialise second", "run 4"]
-        elif large and not grad:
-            assert LOG == ["materialise second", "materialise first", "run 3", "run 4", "run 4"]
+        if not large or grad:
+            first = ["materialise first", "materialise second", "run 3, 2 alive", "run 4, 2 alive"]
+            assert [*first, "run 4, 2 alive"][: 5 if twice else 4] == LOG
+        elif twice:
+            again = ["run 4, 1 alive"] * 2
+            assert ["materialise second", "materialise first", "run 3, 1 alive", *again] == LOG
         else:
-            assert ["materialise first", "materialise second", "run 3", "run 4", "run 4"][: 5 if twice else 4] == LOG
+            assert LOG == ["materialise first", "run 3, 0 alive", "materialise second", "run 4, 0 alive"]
 
 
 def test_so_small_an_input_that_the_weight_is_not_made() -> None:
