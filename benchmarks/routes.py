@@ -41,7 +41,7 @@ def taking(model: wm.Conditioned, route: str | None) -> tuple[Callable[..., Tens
 
 def observed(model: wm.Conditioned, observer: Observer) -> Callable[..., Tensor]:
     """The model's call under an observer, which carries out each layer with one θ per sample."""
-    return model._watched(observer)
+    return model.observed(observer)
 
 
 def made(model: wm.Conditioned, angle: Tensor) -> dict[str, Tensor]:
@@ -49,7 +49,6 @@ def made(model: wm.Conditioned, angle: Tensor) -> dict[str, Tensor]:
 
     A peer that runs with our weights must not wait for slower ones than we do.
     """
-    slots = list(model.slots.values())
-    base = {slot.name: model.view.tensor(slot.layer, slot.attribute) for slot in slots}
-    code = model._encode(model._prepare({"angle": angle}))
-    return {name: e.materialise() for name, e in model.transform.expressions(slots, base, code).items()}
+    code = model.encode(angle=angle)
+    expressions = model.transform.expressions(list(model.slots.values()), model.base.frozen, code)
+    return {name: e.materialise() for name, e in expressions.items()}

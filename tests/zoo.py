@@ -260,17 +260,17 @@ CASES = [(layer, family) for layer in LAYERS for family in FAMILIES if applies(l
 
 def code(model: wm.Conditioned, **theta: Value) -> Tensor:
     """θ as the model's transform reads it: `(*B, K)`."""
-    return model._encode(model._prepare(theta))
+    return model.encode(**theta)
 
 
 def frozen(model: wm.Conditioned) -> dict[str, Tensor]:
     """The frozen tensors by slot name."""
-    return {name: model.view.tensor(slot.layer, slot.attribute) for name, slot in model.slots.items()}
+    return dict(model.base.frozen)
 
 
-def observed(model: wm.Conditioned, observer: Observer) -> wm.Conditioned:
+def observed(model: wm.Conditioned, observer: Observer) -> Callable[..., Any]:
     """The same model, each of whose layers under one θ per sample is carried out by an observer."""
-    return model._watched(observer)
+    return model.observed(observer)
 
 
 def one_by_one(model: wm.Conditioned, x: Tensor, theta: dict[str, Tensor]) -> Tensor:
