@@ -283,3 +283,14 @@ def test_the_memory_limit_counts_the_taps_that_a_kernel_has_grown_by() -> None:
         assert within_memory(batch, "conv2", expression, grouped, layer).route == route
     with using(recompute=dense):
         assert within_memory(batch, "conv2", expression, grouped, layer) is grouped
+
+
+@pytest.mark.parametrize("route", ["rule", "dense", "product", "factored"])
+def test_several_low_rank_terms_of_one_weight(route: str) -> None:
+    """They are told apart by identity, whatever their sizes, and each plan with them aside is exact."""
+    model, x = block(wm.LowRank(2) + wm.LowRank(2) + wm.Warp(grow=0) + wm.LowRank(3))
+    expected = one_by_one(model, x, {"angle": ANGLES})
+    with forced(model, route):
+        torch.testing.assert_close(model(x, angle=ANGLES), expected, rtol=1e-10, atol=1e-10)
+    model.autotune(x, angle=ANGLES, rounds=1)
+    torch.testing.assert_close(model(x, angle=ANGLES), expected, rtol=1e-10, atol=1e-10)

@@ -47,3 +47,16 @@ def test_a_users_own_module_runs_beside_ours() -> None:
             torch.testing.assert_close(
                 model(x, angle=ANGLES), one_by_one(model, x, {"angle": ANGLES}), rtol=1e-10, atol=1e-10
             )
+
+
+def test_weights_of_one_setting_are_in_full_precision_under_autocast() -> None:
+    """`encode`, `weights`, `at` and `bake` make the same weights inside and outside of it: the layers cast."""
+    model = block()[0].float()
+    outside = model.weights(angle=33.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        code, inside, at = model.encode(angle=33.0), model.weights(angle=33.0), model.at(angle=33.0)
+        baked = model.bake(angle=33.0)
+    assert torch.equal(code, model.encode(angle=33.0))
+    for name, weight in outside.items():
+        assert torch.equal(inside[name], weight)
+        assert torch.equal(at.state_dict()[name], weight) and torch.equal(baked.state_dict()[name], weight)

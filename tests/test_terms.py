@@ -100,10 +100,13 @@ def test_what_takes_the_frozen_weight_in_is_the_sum_of_both(layer: str, name: st
             else:
                 with pytest.raises(NotImplementedError, match=type(term).__name__):
                     term.with_frozen(grow)
-            matrix = term.frozen_plus(grow)
-            if matrix is not None:
+            both_at_once = term.frozen_plus(grow)
+            if both_at_once is not None:
+                matrix, new = both_at_once
                 close(matrix.reshape(expected.shape), expected)
                 assert matrix.dim() == 2 + len(batch)
+                assert new or not term.absorbs, "a product is new"
+                assert new != any(matrix.data_ptr() == t.data_ptr() for t in term.tensors)
 
 
 def test_a_replacement_is_the_weight_itself() -> None:

@@ -12,8 +12,9 @@ import zoo
 from pieces import BATCHES, CASES, LAYERS, OPERATIONS, SIZE, TERMS, draw, on, operation, term_of, total, weight
 from torch import Tensor
 
+from weightmorph.errors import TransformError
 from weightmorph.slots import Slot
-from weightmorph.terms import Dense, RowScale, WeightExpression, materialise_vectors, widen
+from weightmorph.terms import Dense, LowRankUpdate, RowScale, WeightExpression, materialise_vectors, widen
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch's note on even kernels
 
@@ -167,3 +168,27 @@ def test_vectors_are_exactly_the_frozen_ones_where_nothing_moves() -> None:
     for term in (RowScale(slot, base, torch.zeros(64).double()), Dense(slot, torch.zeros(64).double())):
         ready = materialise_vectors({name: WeightExpression(slot, base, (term,)) for name in "ab"})
         assert torch.equal(ready["a"], base) and torch.equal(ready["b"], base)
+
+
+def test_terms_of_one_weight_have_one_number_of_settings() -> None:
+    """Two and three settings side by side are refused, by the layer's name."""
+    slot = LAYERS["conv2d"].slot
+    terms = tuple(RowScale(slot, weight(slot), torch.zeros(size, slot.outputs)) for size in (2, 3))
+    with pytest.raises(TransformError, match="same number of settings, got 2 and 3"):
+        WeightExpression(slot, weight(slot), terms)
+
+
+def test_a_tap_mixing_takes_in_one_update() -> None:
+    """A second one, of a class of its own that is not merged with the first, stays a term beside it."""
+
+    class Other(LowRankUpdate):
+        """Not the class that it derives from, so the two are not merged."""
+
+    slot = LAYERS["conv2d"].slot
+    first, second = (term_of("conv2d", "low_rank", (SIZE,)) for _ in range(2))
+    assert isinstance(first, LowRankUpdate) and isinstance(second, LowRankUpdate)
+    other = Other(slot, second.left, second.gain, second.right)
+    e = WeightExpression(slot, weight(slot), (term_of("conv2d", "tap_mix", (SIZE,)), first, other))
+    simplified = e.simplified(True)
+    assert len(simplified) == 2
+    close(total(simplified, e.grow), e.dense())

@@ -89,8 +89,8 @@ def factored(op: LayerOp, x: Tensor, expression: WeightExpression) -> Tensor:
 
 def dense(op: LayerOp, x: Tensor, expression: WeightExpression, layer: LayerSize, plan: Plan) -> Tensor:
     """One dense weight per sample, materialised a few samples at a time; a low-rank term may stay aside."""
-    aside = [t for t in expression.terms if t.stays_aside and plan.low_rank == "activations"]
-    terms = [t for t in expression.terms if t not in aside] if aside else expression.terms
+    aside = [t for t in expression.terms if t.stays_aside] if plan.low_rank == "activations" else []
+    terms = [t for t in expression.terms if not t.stays_aside] if aside else expression.terms
     numbers = op.working_set(x, layer, plan.route)
     recompute = not layer.tracing and should_rematerialise(x.shape[0] * numbers, x.element_size())
     parts = _parts(x, expression, terms, None if layer.tracing else numbers * x.element_size())

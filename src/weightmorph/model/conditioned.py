@@ -16,6 +16,7 @@ from ..base.install import install
 from ..errors import ParameterLengthError, SelectionError
 from ..estimator import Estimator
 from ..execution import ForcedRoute, Observer, Tuner
+from ..layers import full_precision
 from ..parameters import Value
 from ..storage import Fingerprint, versions
 from ..terms import WeightExpression
@@ -118,11 +119,13 @@ class Conditioned(SpecifiedModule):
         """
         check = not torch.compiler.is_compiling()
         prepared = self.space.prepare(theta, device=self.device, dtype=self.dtype, check=check)
-        return self.space.encode(prepared).to(self.dtype)
+        with full_precision(self.device):
+            return self.space.encode(prepared).to(self.dtype)
 
     def expression(self, name: str, code: Tensor) -> WeightExpression:
         """W(θ) of one conditioned tensor under a code, not added up yet: the frozen weight and its terms."""
-        return self.transform.expression(self.slots[name], self.base.frozen[name], code)
+        with full_precision(self.device):
+            return self.transform.expression(self.slots[name], self.base.frozen[name], code)
 
     def expressions(self, **theta: Value) -> dict[str, WeightExpression]:
         """W(θ) of every conditioned tensor by name, not added up yet; θ and errors as for `weights`."""
@@ -147,8 +150,11 @@ class Conditioned(SpecifiedModule):
             >>> model.weights(angle=[0.0, 90.0])["weight"].shape
             torch.Size([2, 8, 3, 3, 3])
         """
-        code = self.encode(**theta)
-        return {name: self.expression(name, code).dense() for name in self.slots}
+        return self._dense(self.encode(**theta))
+
+    def _dense(self, code: Tensor) -> dict[str, Tensor]:
+        with full_precision(self.device):  # under autocast it is the layer that casts a weight
+            return {name: self.expression(name, code).dense() for name in self.slots}
 
     def frozen(self) -> nn.Module:
         """The base as it stands, in eval mode: a clone that shares its tensors, and may be called beside the model."""
@@ -225,7 +231,7 @@ class Conditioned(SpecifiedModule):
                 )
             if at_anchor(self, code):
                 return self.base.frozen
-            return {name: self.expression(name, code).dense() for name in self.slots}
+            return self._dense(code)
 
     # What any module can do.
 

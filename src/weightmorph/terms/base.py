@@ -24,13 +24,15 @@ class TermKind(NamedTuple):
     size: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Term(ABC):
     r"""One Δ, for all samples `()` or one per sample `(B,)`.
 
     A new term is one file with a subclass, and one entry in `weightmorph.terms.TERMS`. It has to say what its
     coefficient is and what tensor it stands for (`dense`, the oracle of everything else); all other methods have a
     slow default, and each that is overridden has a faster way or a better estimate.
+
+    Terms are compared by identity (`eq=False`), because tensors have no single truth value.
 
     Attributes:
         slot: the tensor that Δ belongs to.
@@ -48,7 +50,7 @@ class Term(ABC):
         >>> import torch
         >>> from dataclasses import dataclass
         >>> from weightmorph.slots import Slot
-        >>> @dataclass(frozen=True)
+        >>> @dataclass(frozen=True, eq=False)
         ... class Gain(Term):
         ...     weight: torch.Tensor
         ...     gain: torch.Tensor
@@ -142,8 +144,12 @@ class Term(ABC):
         """A term that stands for the frozen weight and this Δ together, on a support grown by `grow`."""
         raise NotImplementedError(f"{type(self).__name__} does not absorb the frozen weight")
 
-    def frozen_plus(self, grow: Grow) -> Tensor | None:
-        """The frozen weight plus Δ as a matrix `(*B, S0, S1·…)`, where one product gives both; None otherwise."""
+    def frozen_plus(self, grow: Grow) -> tuple[Tensor, bool] | None:
+        """The frozen weight plus Δ as a matrix `(*B, S0, S1·…)`, where one product gives both; None otherwise.
+
+        Returns:
+            the matrix, and whether it is new, so that other terms may be written into it.
+        """
         return None
 
     def merged(self, other: Any) -> Term | None:

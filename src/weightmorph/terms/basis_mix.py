@@ -14,7 +14,7 @@ from .base import Term, TermKind
 __all__ = ["BasisMix"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BasisMix(Term):
     r"""$\Delta = \sum_d m_d B_d$. `bank (D, *S)`, `mix (*B, D)`.
 

@@ -12,7 +12,7 @@ from .base import Term
 __all__ = ["Dense", "Replacement"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dense(Term):
     """A Δ without structure. `delta (*B, *S)`."""
 
@@ -29,7 +29,7 @@ class Dense(Term):
         return self.delta
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Replacement(Term):
     r"""$\Delta = V - W$: the transform gives the weight itself. `weight (*S)`, `value (*B, *S)`."""
 
@@ -43,7 +43,7 @@ class Replacement(Term):
     def dense(self) -> Tensor:
         return self.value - self.weight
 
-    def frozen_plus(self, grow: Grow) -> Tensor | None:
+    def frozen_plus(self, grow: Grow) -> tuple[Tensor, bool] | None:
         # V itself and not W + (V - W), which would round.
         rows = self.slot.shape[0] if self.slot.shape else 1
-        return None if grow else self.value.reshape(*self.batch, rows, -1)
+        return None if grow else (self.value.reshape(*self.batch, rows, -1), False)

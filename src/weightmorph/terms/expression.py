@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from ..errors import TransformError
 from ..layers import full_precision
 from ..slots import Grow, Slot
 from .base import Term, TermKind, beyond, widen
@@ -16,7 +17,7 @@ from .tap_mix import wider
 __all__ = ["WeightExpression"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WeightExpression:
     r"""$W(\theta) = W + \sum_i \Delta_i$ of one slot.
 
@@ -42,6 +43,11 @@ class WeightExpression:
         batch: tuple[int, ...] = ()
         grow: Grow = ()
         for term in self.terms:
+            if batch and term.batch not in ((), batch):
+                raise TransformError(
+                    f"layer {self.slot.layer or self.slot.name!r}: the terms of one weight must have the same number "
+                    f"of settings, got {batch[0]} and {term.batch[0]}"
+                )
             batch = batch or term.batch
             if term.grow:
                 grow = wider(grow, term.grow)
@@ -88,17 +94,15 @@ class WeightExpression:
 
     def _materialise(self, terms: Sequence[Term]) -> Tensor:
         slot, grow = self.slot, self.grow
-        total: Tensor | None = None
-        for first in terms:
-            total = first.frozen_plus(grow)
-            if total is not None:
-                owned, terms = not first.replaces, [t for t in terms if t is not first]
-                break
         shape = (*slot.shape[:2], *slot.grown(grow)) if slot.kernel and slot.kind != "linear" else slot.shape
-        if total is None:
+        start = next(((t, both) for t in terms if (both := t.frozen_plus(grow)) is not None), None)
+        if start is None:
             rows = shape[0] if shape else 1
-            total, owned = widen(self.base, grow).reshape(rows, -1), False
-        for term in terms:
+            total, owned, rest = widen(self.base, grow).reshape(rows, -1), False, terms
+        else:
+            first, (total, owned) = start
+            rest = [t for t in terms if t is not first]
+        for term in rest:
             total, owned = term.add_to(total, grow, owned), True
         return total.reshape((*total.shape[:-2], *shape))
 

@@ -12,7 +12,7 @@ from .base import Term
 __all__ = ["Frozen"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Frozen(Term):
     """$W$. `weight (*S)`."""
 

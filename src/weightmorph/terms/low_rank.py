@@ -15,7 +15,7 @@ from .base import Term, TermKind, widen
 __all__ = ["LowRankUpdate"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LowRankUpdate(Term):
     r"""$\Delta = U\,\mathrm{diag}(g)\,V$, one matrix per group.
 

@@ -15,7 +15,7 @@ from .base import Term, widen
 __all__ = ["RowScale"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RowScale(Term):
     r"""$\Delta_{o} = s_o W_{o}$. `weight (*S)`, `gain (*B, G·O)`.
 

@@ -15,7 +15,7 @@ from .base import Term, beyond, widen
 __all__ = ["TapMix", "embedding", "mix_filters"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TapMix(Term):
     r"""$\Delta_{o,i,t'} = \sum_t W_{o,i,t} D_{t,t'}$.
 
@@ -56,12 +56,12 @@ class TapMix(Term):
         wide = self.mix.reshape(*self.mix.shape[:-1], *self.slot.grown(self.grow))
         return widen(wide, beyond(grow, self.grow)).flatten(self.mix.dim() - 1)
 
-    def frozen_plus(self, grow: Grow) -> Tensor | None:
+    def frozen_plus(self, grow: Grow) -> tuple[Tensor, bool] | None:
         if self.slot.kind not in ("conv", "linear") or self.grow != grow:
             return None
         mix = embedding(self.slot, grow, self.weight) + self.mix
         filters = self.weight.reshape(-1, self.slot.n_taps)
-        return reshape_owned(mix_filters(filters, mix), (*self.batch, self.slot.shape[0], -1))
+        return reshape_owned(mix_filters(filters, mix), (*self.batch, self.slot.shape[0], -1)), True
 
     def merged(self, other: Any) -> TapMix:
         grow = wider(self.grow, other.grow)
@@ -69,7 +69,7 @@ class TapMix(Term):
 
     def joined(self, other: Term) -> Term | None:
         factors = other.patch_factors(self.grow)
-        return None if factors is None else _TapMixAndUpdate(self.slot, self.weight, self.mix, self.more, other)
+        return None if factors is None else _TapMixAndUpdate(self.slot, self, other)
 
     @classmethod
     def applies_to(cls, layer: LayerSize, constant: bool = False) -> bool:
@@ -90,20 +90,32 @@ class TapMix(Term):
         cost.add(cost.machine.tap_weight * layer.taps * n, work=n * layer.taps, moved=n, launches=3)
 
 
-@dataclass(frozen=True)
-class _TapMixAndUpdate(TapMix):
-    """A tap mixing, and a low-rank update that reads the same patches."""
+@dataclass(frozen=True, eq=False)
+class _TapMixAndUpdate(Term):
+    """A tap mixing, and a low-rank update that reads the same patches: made to be applied, and for nothing else."""
 
-    update: Term | None = None
+    mixing: TapMix
+    update: Term
+
+    @property
+    def coefficient(self) -> Tensor:
+        return self.mixing.coefficient
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        return self.mixing.batch
+
+    @property
+    def grow(self) -> Grow:
+        return self.mixing.grow
 
     def dense(self) -> Tensor:
-        assert self.update is not None
-        own = self.update.dense()
-        return super().dense() + widen(own, beyond(self.grow, self.update.grow))
+        return self.mixing.dense() + widen(self.update.dense(), beyond(self.grow, self.update.grow))
 
     def apply(self, op: LayerOp, x: Tensor, y: Tensor | None) -> Tensor:
-        assert self.update is not None
-        own = op.mixed_taps(x, self.slot, self.weight, self.mix, self.grow, self.update.patch_factors(self.grow))
+        mixing = self.mixing
+        update = self.update.patch_factors(self.grow)
+        own = op.mixed_taps(x, self.slot, mixing.weight, mixing.mix, self.grow, update)
         return own if y is None else y + own
 
 

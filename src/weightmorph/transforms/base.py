@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -21,7 +21,7 @@ Self = TypeVar("Self", bound="WeightTransform")
 SelfCoefficient = TypeVar("SelfCoefficient", bound="CoefficientTransform")
 
 
-class WeightTransform(nn.Module):
+class WeightTransform(nn.Module, ABC):
     r"""A family of maps from a frozen weight and a code to the weight under θ.
 
     $$W(\theta) = W + \Delta(W, c(\theta)), \qquad \Delta(W, c(\theta_0)) = 0 \text{ exactly}$$
