@@ -379,3 +379,15 @@ def test_a_failed_call_leaves_the_model_usable() -> None:
         m(X, angle=[1.0])
     torch.testing.assert_close(m(X, angle=0.0), m.frozen()(X))
     assert all(torch.equal(before[k], v) for k, v in m.state_dict().items())
+
+
+@pytest.mark.parametrize("route", ["factord", 3])
+def test_a_route_that_does_not_exist(route: object) -> None:
+    with pytest.raises(errors.ExecutionError, match="route: expected None or one of factored, grouped"):
+        model().route = route  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("limit", ["4GB", -1, True, 1.5])
+def test_a_memory_limit_that_is_no_number_of_bytes(limit: object) -> None:
+    with pytest.raises(errors.ExecutionError, match="memory_limit: expected a number of bytes"):
+        model().memory_limit = limit  # type: ignore[assignment]

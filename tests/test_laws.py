@@ -201,10 +201,18 @@ def test_law_3_batchnorm_without_running_statistics_is_refused_per_sample() -> N
     assert model(x, angle=3.0).shape == (4, 2, 3, 3)
 
 
+NO_EMPTY_BATCH = {"standardised", "instancenorm"}
+"""Functions of weights go through `torch.vmap`, which needs a sample, as torch's own instance norm does."""
+
+
 @pytest.mark.parametrize("layer", list(LAYERS))
 def test_batches_of_one_and_of_none(layer: str) -> None:
-    """A batch of one keeps its axis, under a shared θ and with its own."""
+    """A batch of one keeps its axis, under a shared θ and with its own; an empty one gives an empty output."""
     model, x = conditioned(layer, "sum" if zoo.applies(layer, "sum") else "scale")
     theta = settings(layer, 1)
+    shared = {k: v[0] for k, v in theta.items()}
     one = model(x[:1], **theta)
-    torch.testing.assert_close(one, model(x[:1], **{k: v[0] for k, v in theta.items()}), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(one, model(x[:1], **shared), rtol=1e-10, atol=1e-10)
+    if layer not in NO_EMPTY_BATCH:
+        none = model(x[:0], **{k: v[:0] for k, v in theta.items()})
+        assert none.shape == model.frozen()(x[:0]).shape

@@ -161,14 +161,15 @@ class Net(nn.Module):
 def test_large_shared_weights_are_materialised_when_they_are_read(large: bool, twice: bool) -> None:
     """Without gradients, one at a time; the outputs are the same, and a layer called twice makes its weight once."""
     x = torch.randn(32, 3, 12, 12)
-    model = wm.condition(Net(twice), {"angle": wm.Angle("deg")}, Noting(), example=x)
+    with using(lazy_weight=1 if large else 2**40):
+        model = wm.condition(Net(twice), {"angle": wm.Angle("deg")}, Noting(), example=x)
     shake(model)
     with torch.no_grad():
         expected = model.bake(angle=33.0)(x)
     for grad in (False, True):
         LOG.clear()
         WEIGHTS.clear()
-        with using(lazy_weight=1 if large else 2**40), torch.set_grad_enabled(grad):
+        with torch.set_grad_enabled(grad):
             torch.testing.assert_close(model(x, angle=33.0), expected, rtol=1e-4, atol=1e-5)
         if not large or grad:
             first = ["materialise first", "materialise second", "run 3, 2 alive", "run 4, 2 alive"]
@@ -199,3 +200,48 @@ def test_so_small_an_input_that_the_weight_is_not_made() -> None:
     with torch.no_grad():
         torch.testing.assert_close(model(x, angle=33.0), model.bake(angle=33.0)(x), rtol=1e-10, atol=1e-10)
         assert torch.equal(model(x, angle=0.0), net(x)), "the anchor stays the base's to the bit"
+
+
+class Routed(nn.Module):
+    """Gives its layer the samples of a mask alone, as a mixture of experts does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expert = nn.Linear(300, 300)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = x[:, 0] > 0
+        y = torch.zeros_like(x)
+        y[mask] = self.expert(x[mask])
+        return y
+
+
+@pytest.mark.parametrize("positive", [4, 3, 1, 0])
+def test_a_shared_weight_that_is_not_made_serves_any_samples(positive: int) -> None:
+    """The example sent all samples through the layer, later calls send some: W(θ) is the same for all of them."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 300, dtype=torch.float64)
+    x[:, 0] = torch.where(torch.arange(4) < positive, 1.0, -1.0)
+    example = x.clone()
+    example[:, 0] = 1.0
+    model = wm.condition(Routed().double(), {"angle": wm.Angle("deg")}, wm.LowRank(2), example=example)
+    shake(model)
+    torch.testing.assert_close(model(x, angle=33.0), model.bake(angle=33.0)(x), rtol=1e-10, atol=1e-10)
+
+
+def test_a_tensor_without_axes_is_no_batch() -> None:
+    """A time step that comes first says nothing of the number of samples."""
+
+    class Timed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, t: Tensor, x: Tensor) -> Tensor:
+            return self.fc(x) * t
+
+    x, t = torch.randn(6, 3, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
+    model = wm.condition(Timed().double(), {"angle": wm.Angle("deg")}, wm.LowRank(1))
+    shake(model)
+    rows = [model(t, x[i : i + 1], angle=10.0 * i) for i in range(6)]
+    torch.testing.assert_close(model(t, x, angle=10.0 * torch.arange(6)), torch.cat(rows), rtol=1e-10, atol=1e-10)

@@ -193,19 +193,28 @@ def call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     context = first.current.context
     assert context is not None, "no call is running"
     batch = context.batch
-    if (
-        batch is None
-        and context.shared_batch is not None
-        and any(isinstance(a, WeightExpression) for a in (*args, *kwargs.values()))
-    ):
-        batch = context.shared_batch
     if batch is None:
-        return shared(func, args, kwargs, proxies)
+        batch = context.shared_batch
+        if batch is None or not any(isinstance(a, WeightExpression) for a in (*args, *kwargs.values())):
+            return shared(func, args, kwargs, proxies)
+        x = args[0] if args else kwargs.get("input")
+        rows = x.shape[0] if isinstance(x, Tensor) and x.dim() else 0
+        if rows != batch.size:  # the network has picked some of the samples, or merged axes: the weight is theirs too
+            args = tuple([one_for_all(value) for value in args])
+            return shared(func, args, {name: one_for_all(value) for name, value in kwargs.items()}, proxies)
     where = f"layer {first.slot.layer or first.slot.name!r}, function {getattr(func, '__name__', str(func))!r}"
     handler = HANDLERS.get(func)
     if handler is not None:
         return handler(batch, where, *args, **kwargs)
     return fallback.call(batch, where, func, args, kwargs, lambda value: DerivedProxy(first, value))
+
+
+def one_for_all(value: Any) -> Any:
+    """A weight that has the same row for every sample, as one tensor; anything else as it is."""
+    if not isinstance(value, WeightExpression):
+        return value
+    first = torch.zeros(1, dtype=torch.long, device=value.base.device)
+    return value.take(first).materialise()[0]
 
 
 def shared(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], proxies: list[WeightProxy]) -> Any:

@@ -49,7 +49,7 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """
     scale, shift = (v if v.dim() == 2 else v.unsqueeze(0) for v in (scale, shift))
     size, width, *extents = x.shape
-    if torch.compiler.is_compiling() or not x.is_contiguous() or math.prod(extents) < current().few_pixels:
+    if torch.compiler.is_compiling() or not size or not x.is_contiguous() or math.prod(extents) < current().few_pixels:
         return (x * per_channel(scale, x)).add_(per_channel(shift, x))
     wide = torch.promote_types(x.dtype, torch.float32)  # what batch norm keeps its own in, also where x is shorter
     rows = [v.expand(size, width).reshape(-1).to(wide) for v in (scale, shift)]

@@ -58,6 +58,8 @@ def execute(batch: Batch, where: str, op: LayerOp, x: Tensor, expression: Weight
         x: its input.
         expression: W(θ), with a row for each sample, or for each setting if the batch has few of them.
     """
+    if not op.traced and not x.shape[0]:
+        return op(x, expression.base)  # no sample, no weight: the output has the right shape
     training = torch.is_grad_enabled() and (x.requires_grad or expression.requires_grad)
     layer = op.size(x, expression.slot, expression.grow, training)
     plan = planner.choose(batch, where, expression, layer)

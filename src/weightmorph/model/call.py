@@ -69,7 +69,8 @@ def bind(
     if unknown:
         given |= estimate(model.estimator, model.view.clone(), unknown, args, inputs, traced)
     theta = model.space.prepare(given, device=device, dtype=dtype, check=not traced)
-    shape = next((v.shape for v in (*args, *inputs.values()) if isinstance(v, Tensor)), None)
+    # A tensor without axes, such as a time step, is no batch.
+    shape = next((v.shape for v in (*args, *inputs.values()) if isinstance(v, Tensor) and v.dim()), None)
     samples, index = batch_size(theta), None
     if samples is not None:
         _refuse_other_length(model.space, samples, shape)
@@ -150,10 +151,10 @@ def _settings(theta: Theta, samples: int, independent: bool) -> tuple[Theta, Ten
 
 def _refuse_other_length(space: ParameterSpace, samples: int, shape: Sequence[int] | None) -> None:
     """One θ per sample needs as many values as the first input has samples."""
-    if shape is not None and (not shape or shape[0] != samples):
+    if shape is not None and shape[0] != samples:
         raise ParameterLengthError(
-            f"{', '.join(space)}: expected one value for the batch, or one for each of its "
-            f"{shape[0] if shape else 0} samples, got {samples} values"
+            f"{', '.join(space)}: expected one value for the batch, or one for each of its {shape[0]} samples, got "
+            f"{samples} values"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..base import View, as_call
 from ..base.fuse_batchnorm import fuse_batchnorm
 from ..base.install import install
-from ..errors import ParameterLengthError, SelectionError
+from ..errors import ExecutionError, ParameterLengthError, SelectionError, near
 from ..estimator import Estimator
 from ..execution import ForcedRoute, Observer, Tuner
 from ..layers import full_precision
@@ -76,7 +76,7 @@ class Conditioned(SpecifiedModule):
         """From a view of the base, what the model is, and the transform that `spec.recipe` describes."""
         super().__init__(spec)
         self.view, self.anchored = view, transform.anchored
-        self.route: ForcedRoute | None = None
+        self._route: ForcedRoute | None = None
         tree = TransformTree(transform, list(spec.slots.values()), spec.space)
         self.transform = tree.to(device=view.device, dtype=spec.dtype)
         head = None if spec.estimator is None else Estimator.from_config(spec.space, spec.estimator)
@@ -108,6 +108,20 @@ class Conditioned(SpecifiedModule):
             return refuse_weights(self.base.run(call_weights(self, call), call))
 
         return run
+
+    @property
+    def route(self) -> ForcedRoute | None:
+        """A route that every layer takes where it exists; None leaves the choice to the planner."""
+        return self._route
+
+    @route.setter
+    def route(self, route: ForcedRoute | None) -> None:
+        known = get_args(ForcedRoute)
+        if route is not None and route not in known:
+            raise ExecutionError(
+                f"route: expected None or one of {', '.join(known)}, got {route!r}{near(str(route), known)}"
+            )
+        self._route = route
 
     # One setting at a time.
 

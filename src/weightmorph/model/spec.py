@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import storage
 from ..base import Inspection
-from ..errors import CheckpointError, ParameterError
+from ..errors import CheckpointError, ExecutionError, ParameterError
 from ..execution import DEFAULT_MEMORY_LIMIT, MeasuredPlans
 from ..io import plain
 from ..parameters import ParameterSpace
@@ -160,6 +160,8 @@ class SpecifiedModule(nn.Module):
 
     @memory_limit.setter
     def memory_limit(self, limit: int) -> None:
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+            raise ExecutionError(f"memory_limit: expected a number of bytes, got {limit!r}")
         self.spec = replace(self.spec, memory_limit=limit)
 
     @property

@@ -40,7 +40,7 @@ class TapMix(Term):
         g, o, i, t = canonical.shape
         # One product with inner size T, whatever the batch.
         mixed = canonical.reshape(g * o * i, t) @ self.mix
-        return self.slot.restore(mixed.reshape(*self.batch, g, o, i, -1), self.grow)
+        return self.slot.restore(mixed.reshape(*self.batch, g, o, i, self.mix.shape[-1]), self.grow)
 
     def apply(self, op: LayerOp, x: Tensor, y: Tensor | None) -> Tensor:
         own = op.mixed_taps(x, self.slot, self.weight, self.mix, self.grow, None)
@@ -61,7 +61,9 @@ class TapMix(Term):
             return None
         mix = embedding(self.slot, grow, self.weight) + self.mix
         filters = self.weight.reshape(-1, self.slot.n_taps)
-        return reshape_owned(mix_filters(filters, mix), (*self.batch, self.slot.shape[0], -1)), True
+        rows = self.slot.shape[0]
+        matrix = rows, filters.shape[0] // rows * mix.shape[-1]
+        return reshape_owned(mix_filters(filters, mix), (*self.batch, *matrix)), True
 
     def merged(self, other: Any) -> TapMix:
         grow = wider(self.grow, other.grow)
