@@ -1,4 +1,11 @@
-"""What one example reveals about a base: where taps lie, which `Linear` reads a flattened map, what is read at all."""
+"""The geometry of a base, learned by running it once on an example.
+
+A layer does not know what it reads. Where the taps of a convolution lie depends on the extents of its input and output
+and on the pools and paddings before it; a `Linear` may read a flattened map; a tensor may not be read at all.
+[`inspect_base`][weightmorph.base.inspect.inspect_base] runs a clone in a recorder, which follows each map's grid of
+pixels from function to function, and notes for each slot how its tensor is used.
+[`merged_slots`][weightmorph.base.inspect.merged_slots] runs two batch sizes to see which layers have the batch first.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import SelectionError
 from ..layers.convolution import each
 from ..slots import Slot
 from .recorder import CONVOLUTIONS, FunctionCall, UsageRecorder
@@ -18,8 +26,20 @@ from .recorder import CONVOLUTIONS, FunctionCall, UsageRecorder
 __all__ = ["Inspection", "Usage", "as_call", "inspect_base", "merged_slots"]
 
 FLATTENING = frozenset("flatten reshape view".split())
-POOLS = frozenset("max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d".split())
+POOLS: Mapping[str, tuple[int, tuple[str, ...]]] = {
+    f"{kind}_pool{n}d{suffix}": (n, order)
+    for n in (1, 2, 3)
+    for kind, suffix, order in (
+        ("max", "", ("input", "kernel_size", "stride", "padding", "dilation")),
+        ("max", "_with_indices", ("input", "kernel_size", "stride", "padding", "dilation")),
+        ("avg", "", ("input", "kernel_size", "stride", "padding")),
+        ("lp", "", ("input", "norm_type", "kernel_size", "stride")),
+    )
+}
+"""Pools with their number of spatial axes and the names of their positional arguments."""
+
 NORMS = frozenset("batch_norm instance_norm group_norm".split())
+JOINING = frozenset("cat concat concatenate".split())
 # After one of these functions a flattened map is no longer one.
 MIXING = frozenset("linear matmul __matmul__ mm bmm addmm einsum softmax cumsum layer_norm".split())
 
@@ -105,9 +125,10 @@ class _Grid:
 class _GeometryRecorder(UsageRecorder):
     """Records the geometry of every function that reads a slot's tensor, and follows the grids from map to map."""
 
-    def __init__(self, slots: Mapping[int, Slot], width: int, layers: Mapping[str, nn.Module]) -> None:
+    def __init__(self, slots: Mapping[int, Slot], inputs: Sequence[Tensor], layers: Mapping[str, nn.Module]) -> None:
         super().__init__({key: s.layer for key, s in slots.items() if s.kind in ("conv", "conv_transpose")})
-        self.slots, self.width, self.modules = slots, width, layers
+        self.slots, self.inputs, self.modules = slots, inputs, layers
+        self.width = next((v.shape[-1] for v in inputs if v.dim() > 2), 1)
         self.usages: dict[str, Usage] = {slot.name: Usage() for slot in slots.values()}
         # Grids by tensor; the tensors are kept so that their ids stay theirs.
         self.grids: dict[int, tuple[Tensor, _Grid]] = {}
@@ -115,17 +136,21 @@ class _GeometryRecorder(UsageRecorder):
     def record(self, call: FunctionCall) -> None:
         out = call.output[0] if isinstance(call.output, tuple) and call.output else call.output
         tensors = call.tensors
-        if not isinstance(out, Tensor) or not tensors:
+        if not isinstance(out, Tensor) or not tensors or call.metadata:
             return
         x = tensors[0]
         for slot in [self.slots[id(t)] for t in tensors if id(t) in self.slots]:
-            if x.dim() > 1 and id(x) not in self.slots and self.usages[slot.name].batch is None:
-                self._note(slot, batch=x.shape[0])
+            usage = self.usages[slot.name]
+            if x.dim() > 1 and id(x) not in self.slots and usage.batch is None:
+                usage = replace(usage, batch=x.shape[0])
             if call.name in CONVOLUTIONS and slot.kind in ("conv", "conv_transpose"):
-                self._convolution(slot, x, out, call)
+                self._refuse_unbatched(slot, x)
+                if x.dim() == slot.spatial + 2:
+                    usage = self._convolution(usage, slot, x, out, call)
             elif call.name == "linear" and slot.kind == "linear":
-                self._linear(slot, x, out)
-        self._follow(call, x, out)
+                usage = self._linear(usage, x, out)
+            self.usages[slot.name] = usage
+        self._follow(call, tensors, out)
 
     def inspection(self, shape: tuple[int, ...]) -> Inspection:
         """What was recorded."""
@@ -137,8 +162,13 @@ class _GeometryRecorder(UsageRecorder):
                 usages[slot.name] = replace(self.usages[slot.name], reads=self.reads.get(key, 0), normed=normed)
         return Inspection(usages, shape)
 
-    def _note(self, slot: Slot, **facts: Any) -> None:
-        self.usages[slot.name] = replace(self.usages[slot.name], **facts)
+    def _refuse_unbatched(self, slot: Slot, x: Tensor) -> None:
+        """Refuse an example that a convolution reads as one sample. Later maps without a batch axis are allowed."""
+        if x.dim() == slot.spatial + 1 and any(x is v for v in self.inputs):
+            raise SelectionError(
+                f"layer {slot.layer!r}: expected an example with a batch axis, of {slot.spatial + 2} axes, got one of "
+                f"shape {tuple(x.shape)}; give example=x[None]"
+            )
 
     def _normed(self, layer: str) -> bool:
         """Does a norm layer whose scale is conditioned read the layer's output, and nothing else?"""
@@ -152,8 +182,9 @@ class _GeometryRecorder(UsageRecorder):
             return self.grids[id(x)][1]
         return _Grid(tuple(x.shape[2:]), (0.0,) * max(x.dim() - 2, 0))
 
-    def _follow(self, call: FunctionCall, x: Tensor, out: Tensor) -> None:
+    def _follow(self, call: FunctionCall, tensors: Sequence[Tensor], out: Tensor) -> None:
         """Note the grid of a function's output."""
+        x = tensors[0]
         grid = self._grid(x)
         n = len(grid.extents)
         if call.name in CONVOLUTIONS or call.name in MIXING or n == 0:
@@ -161,37 +192,36 @@ class _GeometryRecorder(UsageRecorder):
         if call.name in FLATTENING and not grid.flat and x.dim() >= 3:
             if out.dim() == 2 and out.shape[0] == x.shape[0] and x.shape[2:].numel() > 1:
                 self.grids[id(out)] = out, replace(grid, flat=True)
-        elif call.name in POOLS and out.dim() == x.dim():
-            given = dict(zip(("input", "kernel_size", "stride", "padding"), call.args, strict=False)) | call.kwargs
-            size = each(given["kernel_size"], n)
-            stride, pad = each(given.get("stride") or size, n), each(given.get("padding", 0), n)
-            offsets = []
-            for a, (k, s, p) in enumerate(zip(size, stride, pad, strict=True)):
-                centre = (s * (out.shape[2 + a] - 1) + k - 1) / 2 - p - (x.shape[2 + a] - 1) / 2
-                offsets.append((centre + grid.offsets[a]) / s)
-            self.grids[id(out)] = out, _Grid(tuple(out.shape[2:]), tuple(offsets))
-        elif call.name == "pad" and out.dim() == x.dim():
-            pads = list(call.args[1] if len(call.args) > 1 else call.kwargs["pad"]) + [0] * (2 * n)
-            moved = [(pads[2 * (n - 1 - a) + 1] - pads[2 * (n - 1 - a)]) / 2 + grid.offsets[a] for a in range(n)]
-            self.grids[id(out)] = out, _Grid(tuple(out.shape[2:]), tuple(moved))
-        elif out.shape == x.shape or (not grid.flat and out.dim() == x.dim() and out.shape[2:] == x.shape[2:]):
-            self.grids[id(out)] = out, grid
+            return
+        same = out.shape == x.shape or (not grid.flat and out.dim() == x.dim() and out.shape[2:] == x.shape[2:])
+        following = grid if same else None
+        if call.name in JOINING and any(self._grid(other) != grid for other in tensors):
+            following = None
+        elif not grid.flat and out.dim() == x.dim():
+            if call.name in POOLS:
+                following = _pooled(grid, call, out)
+            elif call.name == "pad":
+                following = _padded(grid, call, out)
+            elif call.name == "__getitem__":
+                following = _cut(grid, call.args[1], out) or following
+        if following is not None:
+            self.grids[id(out)] = out, following
 
-    def _linear(self, slot: Slot, x: Tensor, out: Tensor) -> None:
-        self._note(slot, positions=out.numel() // (out.shape[0] * out.shape[-1]))
+    def _linear(self, usage: Usage, x: Tensor, out: Tensor) -> Usage:
+        usage = replace(usage, positions=out.shape[1:-1].numel())
         grid = self._grid(x)
-        if grid.flat:
-            taps = tuple(
-                tuple(j - (k - 1) / 2 + off for j in range(k))
-                for k, off in zip(grid.extents, grid.offsets, strict=True)
-            )
-            self._note(slot, extent=grid.extents, pixel=self.width / grid.extents[-1], taps=taps)
+        if not grid.flat:
+            return usage
+        taps = tuple(
+            tuple(j - (k - 1) / 2 + off for j in range(k)) for k, off in zip(grid.extents, grid.offsets, strict=True)
+        )
+        return replace(usage, extent=grid.extents, pixel=self.width / grid.extents[-1], taps=taps)
 
-    def _convolution(self, slot: Slot, x: Tensor, out: Tensor, call: FunctionCall) -> None:
+    def _convolution(self, usage: Usage, slot: Slot, x: Tensor, out: Tensor, call: FunctionCall) -> Usage:
         order: tuple[str, ...] = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
         if slot.kind == "conv_transpose":
             order = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
-        given = dict(zip(order, call.args, strict=False)) | call.kwargs
+        given = call.arguments(*order)
         n = slot.spatial
         stride, dilation = each(given.get("stride", 1), n), each(given.get("dilation", 1), n)
         padding = given.get("padding", 0)
@@ -215,7 +245,49 @@ class _GeometryRecorder(UsageRecorder):
             else:  # input i stamps the kernel at s·i
                 off = -pads[a] + (s * (reads - 1) - (gives - 1)) / 2 - s * grid.offsets[a]
             taps.append(tuple(d * j + off for j in range(k)))
-        self._note(slot, positions=out[0, 0].numel(), growable=growable, taps=tuple(taps))
+        return replace(usage, positions=out.shape[2:].numel(), growable=growable, taps=tuple(taps))
+
+
+def _pooled(grid: _Grid, call: FunctionCall, out: Tensor) -> _Grid | None:
+    """The grid after a pool; None for a map without a batch."""
+    n, order = POOLS[call.name]
+    if len(grid.extents) != n or out.dim() != n + 2:
+        return None
+    given = call.arguments(*order)
+    size = each(given["kernel_size"], n)
+    stride = each(given.get("stride") or size, n)
+    pads, dilation = each(given.get("padding", 0), n), each(given.get("dilation", 1), n)
+    offsets = []
+    for a, (k, s, p, d) in enumerate(zip(size, stride, pads, dilation, strict=True)):
+        centre = (s * (out.shape[2 + a] - 1) + d * (k - 1)) / 2 - p - (grid.extents[a] - 1) / 2
+        offsets.append((centre + grid.offsets[a]) / s)
+    return _Grid(tuple(out.shape[2:]), tuple(offsets))
+
+
+def _padded(grid: _Grid, call: FunctionCall, out: Tensor) -> _Grid:
+    """The grid after a padding. Widths come in pairs, and those of the last axis first."""
+    n = len(grid.extents)
+    pads = [*call.arguments("input", "pad")["pad"], *[0] * (2 * n)]
+    moved = [(pads[2 * (n - 1 - a) + 1] - pads[2 * (n - 1 - a)]) / 2 + grid.offsets[a] for a in range(n)]
+    return _Grid(tuple(out.shape[2:]), tuple(moved))
+
+
+def _cut(grid: _Grid, index: Any, out: Tensor) -> _Grid | None:
+    """The grid after slices along its axes; None for an index of another kind, and where nothing is left."""
+    parts = index if isinstance(index, tuple) else (index,)
+    n, dims = len(grid.extents), len(grid.extents) + 2
+    if any(part is not Ellipsis and not isinstance(part, slice) for part in parts) or not out.numel():
+        return None
+    if Ellipsis in parts:
+        at = parts.index(Ellipsis)
+        parts = (*parts[:at], *[slice(None)] * (dims - len(parts) + 1), *parts[at + 1 :])
+    spatial = (*parts, *[slice(None)] * (dims - len(parts)))[2:]
+    offsets = []
+    for a in range(n):
+        start, _, step = spatial[a].indices(grid.extents[a])
+        centre = start + step * (out.shape[2 + a] - 1) / 2 - (grid.extents[a] - 1) / 2
+        offsets.append((centre + grid.offsets[a]) / step)
+    return _Grid(tuple(out.shape[2:]), tuple(offsets))
 
 
 def inspect_base(net: nn.Module, slots: Sequence[Slot], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inspection:
@@ -227,6 +299,9 @@ def inspect_base(net: nn.Module, slots: Sequence[Slot], args: tuple[Any, ...], k
         args: the example's positional inputs; the first tensor with three or more axes says how large the input is.
         kwargs: its keyword inputs.
 
+    Raises:
+        SelectionError: for an example without samples, or without a batch axis.
+
     Example:
         >>> from weightmorph.base.select import select_slots
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.Flatten(), nn.Linear(36, 5))
@@ -237,11 +312,16 @@ def inspect_base(net: nn.Module, slots: Sequence[Slot], args: tuple[Any, ...], k
     tensors = dict(net.named_parameters(remove_duplicate=False))
     by_id = {id(tensors[slot.name]): slot for slot in slots}
     inputs = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
-    width = next((v.shape[-1] for v in inputs if v.dim() > 2), 1)
-    recorder = _GeometryRecorder(by_id, width, dict(net.named_modules()))
+    if inputs and inputs[0].dim() and not inputs[0].numel():
+        raise SelectionError(
+            f"example: expected at least one sample, got a tensor of shape {tuple(inputs[0].shape)}; give one input "
+            "that the network can be run on"
+        )
+    recorder = _GeometryRecorder(by_id, inputs, dict(net.named_modules()))
     with torch.no_grad(), recorder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the base repeats its warnings when it is really run
-        net(*args, **kwargs)
+        output = net(*args, **kwargs)
+    recorder.returned(output)
     return recorder.inspection(tuple(inputs[0].shape[1:]) if inputs else ())
 
 
@@ -257,10 +337,24 @@ def as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (example if isinstance(example, tuple) else (example,)), {}
 
 
-def merged_slots(clone: Callable[[], nn.Module], slots: Sequence[Slot], example: Any) -> tuple[str, ...]:
+def merged_slots(clone: Callable[[], nn.Module], slots: Sequence[Slot], example: Any) -> tuple[str, ...] | None:
     """Slots of layers whose input has the batch merged into another axis, or not first.
 
     The example is run at two batch sizes, and first axes are compared.
+
+    Args:
+        clone: gives a copy of the base that may be run.
+        slots: the tensors in question.
+        example: one input, or a tuple of positional inputs, or a dict of keyword inputs.
+
+    Returns:
+        the names of such slots; None where nothing is known, because the base does not run at another batch size.
+
+    Example:
+        >>> from weightmorph.base.select import select_slots
+        >>> net = nn.Sequential(nn.Linear(3, 3), nn.Flatten(0, 1), nn.Linear(3, 1, bias=False))
+        >>> merged_slots(lambda: net, select_slots(net)[0], torch.zeros(1, 5, 3))
+        ('2.weight',)
     """
     args, kwargs = as_call(example)
 
@@ -276,6 +370,6 @@ def merged_slots(clone: Callable[[], nn.Module], slots: Sequence[Slot], example:
 
     try:
         two, three = batches(2), batches(3)
-    except (RuntimeError, ValueError, TypeError, IndexError):
-        return ()  # the inputs cannot all be given another batch size: nothing is known
+    except Exception:  # whatever the base raises at another batch size
+        return None
     return tuple(name for name in two if (two[name], three.get(name)) != (2, 3))
