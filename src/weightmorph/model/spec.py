@@ -15,7 +15,7 @@ from ..base import Inspection
 from ..errors import CheckpointError, ParameterError
 from ..execution import DEFAULT_MEMORY_LIMIT, MeasuredPlans
 from ..io import plain
-from ..parameters import ParameterSpace
+from ..parameters import KINDS, ParameterSpace
 from ..slots import Slot
 from ..storage import Fingerprint, slot_data, slot_from
 from ..storage.container import dtype_name, lacking
@@ -229,7 +229,7 @@ def _refuse_unreadable(space: ParameterSpace, config: Mapping[str, Any]) -> None
         if again[name] != parameter:
             raise CheckpointError(
                 f"parameter {name!r}: a {type(parameter).__name__} of your own cannot be stored as plain data; "
-                "condition on Angle, Interval, LogInterval or Categorical"
+                f"condition on one of {', '.join(KINDS)}"
             )
 
 

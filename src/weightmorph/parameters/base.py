@@ -30,7 +30,7 @@ class Parameter(ABC):
 
     A subclass defines how values are encoded, and overrides `format`, `distance` and the other methods below where it
     differs; nothing outside `parameters/` asks for its class. A new kind is one file, and one entry in
-    [`KINDS`][weightmorph.parameters.KINDS].
+    [`kinds`][weightmorph.parameters.kinds].
 
     Attributes:
         affine: the map of [`weightmorph.affine`][] that the parameter applies to the image plane, or None;

@@ -18,15 +18,10 @@ from ..errors import (
     WeightmorphError,
     near,
 )
-from .angle import Angle
 from .base import Parameter, Theta, Value
-from .categorical import Categorical
-from .ranges import Interval, LogInterval
+from .kinds import KINDS
 
-__all__ = ["KINDS", "ParameterSpace"]
-
-KINDS: Mapping[str, type[Parameter]] = {kind.__name__: kind for kind in (Angle, Interval, LogInterval, Categorical)}
-"""The kinds of parameter by name. A new kind is one file, and one entry here."""
+__all__ = ["ParameterSpace"]
 
 
 class ParameterSpace(Mapping[str, Parameter]):
