@@ -78,9 +78,7 @@ def _plain(dims: int, stride: Any, padding: Any, dilation: Any, groups: int, tra
     return Convolution(dims, stride, padding, dilation, groups, traced)
 
 
-def layer(
-    op: LayerOp, batch: Batch, where: str, x: Tensor, weight: Tensor | WeightExpression, bias: Operand
-) -> Tensor:
+def layer(op: LayerOp, batch: Batch, where: str, x: Tensor, weight: Tensor | WeightExpression, bias: Operand) -> Tensor:
     """A layer operation and its bias, whatever the weight is.
 
     Args:
