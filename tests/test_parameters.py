@@ -627,6 +627,10 @@ def test_out_of_range_is_a_warning() -> None:
         (lambda: Interval(0.0, 1.0, order=0), ("order", "0")),
         (lambda: Interval(0.0, 1.0, affine="zom"), ("Interval", "'zom'", "did you mean 'zoom'")),
         (lambda: LogInterval(0.0, 1.0), ("LogInterval", "low > 0", "0.0")),
+        (lambda: Interval("0", "1"), ("Interval: expected a number for low, got the str '0'",)),  # type: ignore[arg-type]
+        (lambda: Interval(0, 1, anchor=[0]), ("number for anchor, got the list [0]",)),  # type: ignore[arg-type]
+        (lambda: LogInterval("1", 2.0), ("LogInterval: expected a number for low, got the str '1'",)),  # type: ignore[arg-type]
+        (lambda: Angle(anchor="north"), ("Angle: expected a number for anchor, got the str 'north'",)),  # type: ignore[arg-type]
         (lambda: LogInterval(-1.0, 1.0), ("low > 0",)),
         (lambda: LogInterval(math.nan, 1.0), ("low > 0",)),
         (lambda: LogInterval(2.0, 1.0), ("LogInterval", "low < high")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -216,6 +217,13 @@ def write(path: str | os.PathLike[str], spec: ModelSpec, state: Mapping[str, Any
     """
     data = plain(spec.to_data())
     _refuse_unreadable(spec.space, data["parameters"])
+    for name, value in data["metrics"].items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError as error:
+            raise CheckpointError(
+                f"metrics: expected what JSON can say, got {value!r:.80} for {name!r}; leave it out, or give None"
+            ) from error
     storage.save(path, storage.pack("model", data, state))
 
 
