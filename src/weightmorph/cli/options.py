@@ -102,7 +102,7 @@ class Training:
 
 @dataclass
 class Testing:
-    """Images that nothing has been trained on.
+    """Images that were not used in training.
 
     Args:
         test_data: images to judge on; as data of fit.

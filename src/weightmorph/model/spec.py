@@ -242,7 +242,7 @@ def _refuse_unreadable(space: ParameterSpace, config: Mapping[str, Any]) -> None
 
 
 def read(path: str | os.PathLike[str]) -> tuple[ModelSpec, dict[str, Tensor]]:
-    """Read a model's file, complete or not at all.
+    """Read a model's file, and return nothing of a damaged one.
 
     Returns:
         the spec, and the model's `state_dict` on the CPU.
