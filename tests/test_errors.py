@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -329,16 +326,11 @@ def test_parameters_that_clash_with_the_bases_keywords() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("fold", r"'fold' is also an argument of bake\(\)"),
-        ("rounds", r"'rounds' is also an argument of autotune\(\)"),
-        ("self", r"'self' is also an argument of forward\(\)"),
-        ("lambda", "'lambda' is a keyword of Python"),
-    ],
+    ("name", "method"), [("fold", "bake"), ("rounds", "autotune"), ("self", "forward"), ("in", "")]
 )
-def test_parameters_that_cannot_be_keywords(name: str, words: str) -> None:
-    with pytest.raises(errors.BaseError, match=words + "; give the parameter another name"):
+def test_parameters_that_cannot_be_keywords(name: str, method: str) -> None:
+    words = rf"an argument of {method}\(\)" if method else "keyword of Python"
+    with pytest.raises(errors.BaseError, match=rf"parameter '{name}' is .*{words}; give the parameter another name"):
         wm.condition(Net(), {name: wm.Interval(0.0, 1.0)}, wm.Scale())
 
 
@@ -348,13 +340,6 @@ def test_other_parameter_names_are_free(name: str) -> None:
     m = wm.condition(Net(), {name: wm.Interval(0.0, 1.0)}, wm.Scale())
     assert m(X, **{name: 0.5}).shape == m.bake(**{name: 0.5})(X).shape
     assert list(m.weights(**{name: 0.5})) == list(m.slots) and m.summary(X, **{name: [0.5] * len(X)})
-
-
-@pytest.mark.parametrize("make", [partial(wm.LowRank, 2), partial(wm.Subspace, 2), wm.PerFilter])
-@pytest.mark.parametrize("hidden", ["a", 0, 1.5, True])
-def test_hidden_units_are_counted(make: Callable[..., wm.WeightTransform], hidden: Any) -> None:
-    with pytest.raises(errors.TransformError, match=rf"expected 1 or more hidden units, got {hidden!r}"):
-        make(hidden=hidden)
 
 
 def test_bases_of_the_wrong_kind() -> None:
