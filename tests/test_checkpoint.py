@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import pickle
 import random
 import struct
@@ -301,6 +302,15 @@ def test_what_is_no_plain_data_is_refused_when_saving(path: Path) -> None:
     assert not list(path.parent.iterdir())
 
 
+@pytest.mark.parametrize("value", [math.nan, {"worst": [1.0, -math.inf]}, np.float32("nan")])
+def test_metrics_that_json_cannot_say_are_refused(value: Any, path: Path) -> None:
+    """By name, because a NaN would make a file that other readers of JSON refuse."""
+    _, model, _ = make()
+    with pytest.raises(errors.CheckpointError, match=r"metrics: expected what JSON .*(nan|inf).* for 'acc'"):
+        model.save(path, metrics={"clean": 0.5, "acc": value})
+    assert not path.exists()
+
+
 # Another base.
 
 
@@ -321,7 +331,7 @@ def _one_layer_more(net: nn.Sequential) -> nn.Module:
 OTHERS: dict[str, tuple[Callable[[Any], nn.Module], str]] = {
     "values": (_other_values, r"1 of 11 tensors differ: 0\.weight \(other values\)"),
     "statistics": (_other_statistics, r"1\.running_mean \(other values\)"),
-    "more": (_one_layer_more, r"6\.weight \(not expected\), 6\.bias \(not expected\)"),
+    "more": (_one_layer_more, r"2 of 13 tensors differ: 6\.weight \(not expected\), 6\.bias \(not expected\)"),
     "less": (lambda net: net[:5], r"5\.weight \(missing\), 5\.bias \(missing\)"),
     "shape": (
         lambda net: nn.Sequential(*net[:5], nn.Linear(64, 2)),

@@ -325,6 +325,23 @@ def test_parameters_that_clash_with_the_bases_keywords() -> None:
         wm.condition(Net(), {"scale": wm.Interval(0.0, 1.0)}, wm.Scale())
 
 
+@pytest.mark.parametrize(
+    ("name", "method"), [("fold", "bake"), ("rounds", "autotune"), ("self", "forward"), ("in", "")]
+)
+def test_parameters_that_cannot_be_keywords(name: str, method: str) -> None:
+    words = rf"an argument of {method}\(\)" if method else "keyword of Python"
+    with pytest.raises(errors.BaseError, match=rf"parameter '{name}' is .*{words}; give the parameter another name"):
+        wm.condition(Net(), {name: wm.Interval(0.0, 1.0)}, wm.Scale())
+
+
+@pytest.mark.parametrize("name", ["args", "kwargs", "theta", "name", "path"])
+def test_other_parameter_names_are_free(name: str) -> None:
+    """A method that collects its arguments under a name leaves that name to the parameters."""
+    m = wm.condition(Net(), {name: wm.Interval(0.0, 1.0)}, wm.Scale())
+    assert m(X, **{name: 0.5}).shape == m.bake(**{name: 0.5})(X).shape
+    assert list(m.weights(**{name: 0.5})) == list(m.slots) and m.summary(X, **{name: [0.5] * len(X)})
+
+
 def test_bases_of_the_wrong_kind() -> None:
     with pytest.raises(errors.BaseError, match=r"expected an nn.Module"):
         wm.condition(lambda x: x, ANGLE, wm.Scale())  # type: ignore[arg-type]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import doctest
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -380,3 +383,10 @@ def test_every_family_of_the_list_is_public_saved_and_tested() -> None:
     assert {getattr(wm, name) for name in families} <= {type(make()) for make in zoo.FAMILIES.values()}
     joined = zoo.with_defaults({"scale": wm.Scale, "lowrank": lambda: wm.LowRank(2)}, [wm.Scale, wm.LowRank, wm.Lie])
     assert list(joined) == ["scale", "lowrank", "lie"] and joined["lie"] is wm.Lie
+
+
+@pytest.mark.parametrize("make", [partial(wm.LowRank, 2), partial(wm.Subspace, 2), wm.PerFilter])
+@pytest.mark.parametrize("hidden", ["a", 0, 1.5, True])
+def test_hidden_units_are_counted(make: Callable[..., wm.WeightTransform], hidden: Any) -> None:
+    with pytest.raises(wm.errors.TransformError, match=rf"expected 1 or more hidden units, got {hidden!r}"):
+        make(hidden=hidden)

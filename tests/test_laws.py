@@ -25,6 +25,13 @@ def anchor(name: str) -> dict[str, float]:
     return wm.ParameterSpace(space(name)).anchor
 
 
+@pytest.mark.parametrize("layer", list(LAYERS))
+def test_every_layer_of_the_zoo_has_a_conditioned_weight(layer: str) -> None:
+    """Not its biases alone, for at least one family: otherwise the laws would say nothing about the layer."""
+    families = [family for name, family in CASES if name == layer]
+    assert any(slot.kind != "bias" for family in families for slot in conditioned(layer, family)[0].slots.values())
+
+
 def test_law_1_at_the_anchor_the_base_is_unchanged_bit_for_bit(case: tuple[str, str]) -> None:
     """model(x, θ0) equals net(x) exactly under a shared θ0, and to 1e-12 per sample; away from θ0 it does not."""
     layer, family = case
@@ -111,7 +118,7 @@ def test_law_4_gradients_arrive_and_the_base_gets_none(case: tuple[str, str]) ->
     net.train()
     flags = [p.requires_grad for p in net.parameters()]
     before = copy.deepcopy(net.state_dict())
-    model = wm.condition(net, space(layer), FAMILIES[family](), example=x[:2])
+    model = wm.condition(net, space(layer), FAMILIES[family](), LAYERS[layer].select, example=x[:2])
     shake(model)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
     model.train()

@@ -9,6 +9,7 @@ import math
 import pickle
 import re
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import weightmorph
 from weightmorph import affine
 from weightmorph.errors import (
     InputError,
@@ -29,7 +31,7 @@ from weightmorph.errors import (
     UnknownParameterError,
     WeightmorphError,
 )
-from weightmorph.parameters import Angle, Categorical, Interval, LogInterval, Parameter, ParameterSpace
+from weightmorph.parameters import KINDS, Angle, Categorical, Interval, LogInterval, Parameter, ParameterSpace
 
 quick = settings(max_examples=50, deadline=None, derandomize=True)
 
@@ -53,6 +55,38 @@ PARAMETERS: dict[str, Parameter] = {
     "categorical": Categorical(("day", "night", "dusk"), anchor="night"),
     "flip": Categorical(("no", "yes"), affine="flip_x"),
 }
+
+
+def harmonics(parameter: Angle, value: float) -> list[float]:
+    turn = 360.0 if parameter.unit == "deg" else 2 * math.pi
+    t = (value - parameter.anchor) / turn * 2 * math.pi
+    return [f(k * t) for k in range(1, parameter.harmonics + 1) for f in (math.cos, math.sin)]
+
+
+def one_hot(parameter: Categorical, value: float) -> list[float]:
+    return [float(i == value) for i in range(len(parameter.names))]
+
+
+def powers(parameter: Interval, value: float) -> list[float]:
+    low, high, anchor = parameter.low, parameter.high, parameter.anchor_value
+    u = (value - anchor) / max(high - anchor, anchor - low)
+    return [value] if parameter.encode_as == "raw" else [u**k for k in range(1, parameter.order + 1)]
+
+
+def powers_of_the_logarithm(parameter: LogInterval, value: float) -> list[float]:
+    low, high, anchor = parameter.low, parameter.high, parameter.anchor_value
+    u = math.log(value / anchor) / max(math.log(high / anchor), math.log(anchor / low))
+    return [value] if parameter.encode_as == "raw" else [u**k for k in range(1, parameter.order + 1)]
+
+
+FORMULAS: dict[type[Parameter], Callable[[Any, float], list[float]]] = {
+    Angle: harmonics,
+    Interval: powers,
+    LogInterval: powers_of_the_logarithm,
+    Categorical: one_hot,
+}
+"""The code of one value of each kind, written again from its docstring."""
+
 every_parameter = pytest.mark.parametrize("parameter", PARAMETERS.values(), ids=list(PARAMETERS))
 
 
@@ -67,23 +101,12 @@ def space() -> ParameterSpace:
 # --- the code --------------------------------------------------------------------------------------------------------
 
 
-def formula(parameter: Parameter, value: float) -> list[float]:
-    """The code of one value, written again from the docstrings."""
-    if isinstance(parameter, Angle):
-        turn = 360.0 if parameter.unit == "deg" else 2 * math.pi
-        t = (value - parameter.anchor) / turn * 2 * math.pi
-        return [f(k * t) for k in range(1, parameter.harmonics + 1) for f in (math.cos, math.sin)]
-    if isinstance(parameter, Categorical):
-        return [float(i == value) for i in range(len(parameter.names))]
-    assert isinstance(parameter, Interval | LogInterval)
-    low, high, anchor = parameter.low, parameter.high, parameter.anchor
-    if parameter.encode_as == "raw":
-        return [value]
-    if isinstance(parameter, Interval):
-        u = (value - anchor) / max(high - anchor, anchor - low)
-    else:
-        u = math.log(value / anchor) / max(math.log(high / anchor), math.log(anchor / low))
-    return [u**k for k in range(1, parameter.order + 1)]
+@pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
+def test_every_kind_is_tested(kind: type[Parameter]) -> None:
+    """A kind that joins the library needs an instance in PARAMETERS, and its formula in FORMULAS."""
+    assert kind in {type(parameter) for parameter in PARAMETERS.values()}, "add an instance to PARAMETERS"
+    assert kind in FORMULAS, "add its formula to FORMULAS"
+    assert getattr(weightmorph, kind.__name__) is kind and kind.__name__ in weightmorph.__all__
 
 
 @every_parameter
@@ -92,7 +115,7 @@ def test_the_code_agrees_with_its_formula(parameter: Parameter) -> None:
     values = parameter.grid(7).double()
     got = parameter.encode(values)
     assert got.shape == (len(values), parameter.code_dim)
-    expected = torch.tensor([formula(parameter, v) for v in values.tolist()], dtype=torch.float64)
+    expected = torch.tensor([FORMULAS[type(parameter)](parameter, v) for v in values.tolist()], dtype=torch.float64)
     torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-12)
 
 
@@ -366,8 +389,15 @@ def test_an_example_is_a_value_that_is_taken(parameter: Parameter) -> None:
     assert float(value) != parameter.anchor_value
 
 
-def test_only_logarithmic_ranges_ask_for_a_logarithmic_axis() -> None:
-    assert {name for name, p in PARAMETERS.items() if p.log_scale} == {n for n in PARAMETERS if n.startswith("log")}
+@every_parameter
+def test_steps_of_a_grid_are_equal_on_the_axis_of_a_plot(parameter: Parameter) -> None:
+    """In ratios where the axis is logarithmic, in differences elsewhere."""
+    if parameter.discrete:
+        assert not parameter.log_scale
+        return
+    values = parameter.grid(5).double()
+    steps = (values.log() if parameter.log_scale else values).diff()
+    torch.testing.assert_close(steps, steps.mean().expand_as(steps), rtol=1e-5, atol=0)
 
 
 def test_spaces_that_mean_the_same_agree() -> None:
@@ -597,6 +627,10 @@ def test_out_of_range_is_a_warning() -> None:
         (lambda: Interval(0.0, 1.0, order=0), ("order", "0")),
         (lambda: Interval(0.0, 1.0, affine="zom"), ("Interval", "'zom'", "did you mean 'zoom'")),
         (lambda: LogInterval(0.0, 1.0), ("LogInterval", "low > 0", "0.0")),
+        (lambda: Interval("0", "1"), ("Interval: expected a number for low, got the str '0'",)),  # type: ignore[arg-type]
+        (lambda: Interval(0, 1, anchor=[0]), ("number for anchor, got the list [0]",)),  # type: ignore[arg-type]
+        (lambda: LogInterval("1", 2.0), ("LogInterval: expected a number for low, got the str '1'",)),  # type: ignore[arg-type]
+        (lambda: Angle(anchor="north"), ("Angle: expected a number for anchor, got the str 'north'",)),  # type: ignore[arg-type]
         (lambda: LogInterval(-1.0, 1.0), ("low > 0",)),
         (lambda: LogInterval(math.nan, 1.0), ("low > 0",)),
         (lambda: LogInterval(2.0, 1.0), ("LogInterval", "low < high")),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -84,9 +84,9 @@ class Same(nn.Conv2d):
 class Gain(nn.Module):
     """A weight that multiplies the input, consumed by an operator and not by a layer's function."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.randn(channels, 1, 1))
+        self.gain = nn.Parameter(torch.randn(shape))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gain + torch.tanh(self.gain)
@@ -104,14 +104,15 @@ class Twice(nn.Module):
 
 
 class Bilinear(nn.Module):
-    """A function that nobody knows, with the input batch first."""
+    """A weight that a function without a handler reads, with the input's batch first."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner = nn.Bilinear(4, 4, 3)
+        self.weight = nn.Parameter(torch.randn(3, 4, 4))
+        self.bias = nn.Parameter(torch.randn(3))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x, x.flip(-1))
+        return torch.einsum("bi,oij,bj->bo", x, self.weight, x.flip(-1)) + self.bias
 
 
 IMAGE, LINE, VOLUME = (3, 7, 6), (3, 9), (2, 5, 4, 6)
@@ -127,53 +128,63 @@ def _norms(kind: str) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), made[kind](), nn.ReLU(), nn.Conv2d(4, 2, 3))
 
 
-LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "conv2d": (lambda: nn.Conv2d(3, 4, 3), IMAGE),
-    "conv2d_nobias_padded": (lambda: nn.Conv2d(3, 4, 3, padding=1, bias=False), IMAGE),
-    "conv2d_stride": (lambda: nn.Conv2d(3, 4, 3, stride=2, padding=1), IMAGE),
-    "conv2d_dilated": (lambda: nn.Conv2d(3, 4, (3, 2), padding=(2, 1), dilation=2), IMAGE),
-    "conv2d_even_kernel": (lambda: nn.Conv2d(3, 4, (4, 2), padding=1), IMAGE),
-    "conv2d_same": (lambda: nn.Conv2d(3, 4, (3, 5), padding="same"), IMAGE),
-    "conv2d_valid": (lambda: nn.Conv2d(3, 4, 3, padding="valid"), IMAGE),
-    "conv2d_reflect": (lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), IMAGE),
-    "conv2d_circular": (lambda: nn.Conv2d(3, 4, 3, padding=(1, 2), padding_mode="circular"), IMAGE),
-    "conv2d_groups": (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 3, groups=2)), IMAGE),
-    "conv2d_depthwise": (lambda: nn.Conv2d(3, 3, 3, groups=3, stride=2, padding=1), IMAGE),
-    "conv2d_multiplier": (lambda: nn.Conv2d(3, 6, 3, groups=3, bias=False), IMAGE),
-    "conv2d_many_inputs": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3, padding=1)), IMAGE),
-    "conv2d_1x1_and_3x3": (lambda: nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 2, 3)), IMAGE),
-    "conv1d": (lambda: nn.Conv1d(3, 4, 5, padding=2, stride=2), LINE),
-    "conv1d_depthwise": (lambda: nn.Conv1d(3, 3, 3, groups=3, dilation=2), LINE),
-    "conv3d": (lambda: nn.Conv3d(2, 4, 3, padding=1), VOLUME),
-    "conv3d_few_outputs": (lambda: nn.Sequential(nn.Conv3d(2, 9, 1), nn.Conv3d(9, 8, (1, 3, 3))), VOLUME),
-    "conv3d_groups_stride": (lambda: nn.Conv3d(2, 4, (1, 3, 3), groups=2, stride=(1, 2, 2), bias=False), VOLUME),
-    "transposed1d": (lambda: nn.ConvTranspose1d(3, 4, 4, stride=2, padding=1), LINE),
-    "transposed2d": (lambda: nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1, output_padding=1), IMAGE),
-    "transposed2d_groups": (
+class Example(NamedTuple):
+    """A network, the shape of one input, and `select=`, which is needed for tensors of no layer that is known."""
+
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    select: str | None = None
+
+
+LAYERS: dict[str, Example] = {
+    "conv2d": Example(lambda: nn.Conv2d(3, 4, 3), IMAGE),
+    "conv2d_nobias_padded": Example(lambda: nn.Conv2d(3, 4, 3, padding=1, bias=False), IMAGE),
+    "conv2d_stride": Example(lambda: nn.Conv2d(3, 4, 3, stride=2, padding=1), IMAGE),
+    "conv2d_dilated": Example(lambda: nn.Conv2d(3, 4, (3, 2), padding=(2, 1), dilation=2), IMAGE),
+    "conv2d_even_kernel": Example(lambda: nn.Conv2d(3, 4, (4, 2), padding=1), IMAGE),
+    "conv2d_same": Example(lambda: nn.Conv2d(3, 4, (3, 5), padding="same"), IMAGE),
+    "conv2d_valid": Example(lambda: nn.Conv2d(3, 4, 3, padding="valid"), IMAGE),
+    "conv2d_reflect": Example(lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), IMAGE),
+    "conv2d_circular": Example(lambda: nn.Conv2d(3, 4, 3, padding=(1, 2), padding_mode="circular"), IMAGE),
+    "conv2d_groups": Example(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 3, groups=2)), IMAGE),
+    "conv2d_depthwise": Example(lambda: nn.Conv2d(3, 3, 3, groups=3, stride=2, padding=1), IMAGE),
+    "conv2d_multiplier": Example(lambda: nn.Conv2d(3, 6, 3, groups=3, bias=False), IMAGE),
+    "conv2d_many_inputs": Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3, padding=1)), IMAGE),
+    "conv2d_1x1_and_3x3": Example(lambda: nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 2, 3)), IMAGE),
+    "conv1d": Example(lambda: nn.Conv1d(3, 4, 5, padding=2, stride=2), LINE),
+    "conv1d_depthwise": Example(lambda: nn.Conv1d(3, 3, 3, groups=3, dilation=2), LINE),
+    "conv3d": Example(lambda: nn.Conv3d(2, 4, 3, padding=1), VOLUME),
+    "conv3d_few_outputs": Example(lambda: nn.Sequential(nn.Conv3d(2, 9, 1), nn.Conv3d(9, 8, (1, 3, 3))), VOLUME),
+    "conv3d_groups_stride": Example(lambda: nn.Conv3d(2, 4, (1, 3, 3), groups=2, stride=(1, 2, 2), bias=False), VOLUME),
+    "transposed1d": Example(lambda: nn.ConvTranspose1d(3, 4, 4, stride=2, padding=1), LINE),
+    "transposed2d": Example(lambda: nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1, output_padding=1), IMAGE),
+    "transposed2d_groups": Example(
         lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, 3, groups=2, dilation=2, bias=False)),
         IMAGE,
     ),
-    "transposed2d_tiles": (
+    "transposed2d_tiles": Example(
         lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, (2, 3), stride=(2, 3), groups=2)),
         IMAGE,
     ),
-    "transposed3d": (lambda: nn.ConvTranspose3d(2, 3, 2, stride=2), VOLUME),
-    "linear": (lambda: nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4, bias=False)), (6,)),
-    "linear_tokens": (lambda: nn.Linear(6, 5), (3, 6)),
-    "linear_over_map": (
+    "transposed3d": Example(lambda: nn.ConvTranspose3d(2, 3, 2, stride=2), VOLUME),
+    "linear": Example(lambda: nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4, bias=False)), (6,)),
+    "linear_tokens": Example(lambda: nn.Linear(6, 5), (3, 6)),
+    "linear_over_map": Example(
         lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 5)),
         IMAGE,
     ),
-    "batchnorm": (lambda: _norms("batch"), IMAGE),
-    "groupnorm": (lambda: _norms("group"), IMAGE),
-    "instancenorm": (lambda: _norms("instance"), IMAGE),
-    "layernorm": (lambda: _norms("layer"), IMAGE),
-    "batchnorm1d": (lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)), (6,)),
-    "layernorm_tokens": (lambda: nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3)), (4, 6)),
-    "rmsnorm": (lambda: nn.Sequential(nn.Linear(6, 5), nn.RMSNorm(5), nn.Linear(5, 3)), (4, 6)),
-    "standardised": (lambda: Standardised(3, 4, 3, padding=1), IMAGE),
-    "own_padding": (lambda: Same(3, 4, 3, stride=2), (3, 8, 6)),
-    "called_twice": (Twice, IMAGE),
+    "batchnorm": Example(lambda: _norms("batch"), IMAGE),
+    "groupnorm": Example(lambda: _norms("group"), IMAGE),
+    "instancenorm": Example(lambda: _norms("instance"), IMAGE),
+    "layernorm": Example(lambda: _norms("layer"), IMAGE),
+    "batchnorm1d": Example(lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)), (6,)),
+    "layernorm_tokens": Example(lambda: nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3)), (4, 6)),
+    "rmsnorm": Example(lambda: nn.Sequential(nn.Linear(6, 5), nn.RMSNorm(5), nn.Linear(5, 3)), (4, 6)),
+    "standardised": Example(lambda: Standardised(3, 4, 3, padding=1), IMAGE),
+    "own_padding": Example(lambda: Same(3, 4, 3, stride=2), (3, 8, 6)),
+    "called_twice": Example(Twice, IMAGE),
+    "operator": Example(lambda: Gain(*IMAGE), IMAGE, "gain"),
+    "vmapped": Example(Bilinear, (4,), "*"),
 }
 
 ROUTES = ("rule", "factored", "dense", "product", "bucketed")
@@ -182,7 +193,7 @@ ROUTES = ("rule", "factored", "dense", "product", "bucketed")
 def base(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
     """A network in float64 with statistics that are not trivial, and a batch of six inputs for it."""
     torch.manual_seed(seed)
-    make, shape = LAYERS[name]
+    make, shape, _ = LAYERS[name]
     net = make().double()
     with torch.no_grad():
         for module in net.modules():
@@ -197,7 +208,7 @@ def base(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
 
 def space(name: str) -> dict[str, wm.parameters.Parameter]:
     """Parameters that make sense for the network: a turn where there is a plane, a stretch on a line."""
-    _, shape = LAYERS[name]
+    shape = LAYERS[name].shape
     angle = wm.Angle("deg", harmonics=2)
     if len(shape) == 2:
         return {"stretch": wm.LogInterval(0.5, 2.0, affine="zoom"), "knob": wm.Interval(-1.0, 1.0, order=2)}
@@ -211,10 +222,10 @@ def settings(name: str, size: int = 6, distinct: int | None = None) -> dict[str,
     return {key: value.double().repeat(size // len(value) + 1)[:size] for key, value in theta.items()}
 
 
-def conditioned(name: str, family: str, *, select: object = None, seed: int = 0) -> tuple[wm.Conditioned, Tensor]:
+def conditioned(name: str, family: str, *, seed: int = 0) -> tuple[wm.Conditioned, Tensor]:
     """A conditioned network whose transform is no longer at its start."""
     net, x = base(name, seed)
-    model = wm.condition(net, space(name), FAMILIES[family](), select=select, example=x[:2])  # type: ignore[arg-type]
+    model = wm.condition(net, space(name), FAMILIES[family](), LAYERS[name].select, example=x[:2])
     shake(model)
     return model, x
 
@@ -247,7 +258,7 @@ def slots(name: str) -> tuple[Slot, ...]:
     """The tensors that the network offers, as an example shows them."""
     with torch.random.fork_rng(devices=[]):
         net, x = base(name)
-        return tuple(wm.condition(net, space(name), _WantsAll(), example=x[:2]).slots.values())
+        return tuple(wm.condition(net, space(name), _WantsAll(), LAYERS[name].select, example=x[:2]).slots.values())
 
 
 def applies(name: str, family: str) -> bool:

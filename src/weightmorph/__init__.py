@@ -12,7 +12,8 @@ from .hub import from_pretrained, push_to_hub, save_pretrained
 from .model import Conditioned, condition
 from .model.load import load
 from .objectives import Distillation, Supervised
-from .parameters import Angle, Categorical, Interval, LogInterval, ParameterSpace
+from .parameters import ParameterSpace, kinds
+from .parameters.kinds import *  # noqa: F403 # every kind of parameter is public here too
 from .reporting import report
 from .training import fine_tune, fit
 from .transforms import *  # noqa: F403 # every family in the list is public here too
@@ -20,8 +21,6 @@ from .transforms import *  # noqa: F403 # every family in the list is public her
 __version__ = "0.1.0"
 
 __all__ = [
-    "Angle",
-    "Categorical",
     "Comparison",
     "Conditioned",
     "Contender",
@@ -29,8 +28,6 @@ __all__ = [
     "Distillation",
     "Evaluation",
     "Inferred",
-    "Interval",
-    "LogInterval",
     "ParameterSpace",
     "Supervised",
     "apply_delta",
@@ -52,5 +49,6 @@ __all__ = [
     "report",
     "save_pretrained",
 ]
+__all__ += kinds.__all__
 __all__ += transforms.__all__
 __all__.sort()

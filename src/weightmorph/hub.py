@@ -49,7 +49,7 @@ def save_pretrained(
 
     Args:
         model: the conditioned model.
-        folder: created if it is missing; files of these names in it are replaced, each whole or not at all, the card
+        folder: created if it is missing; files of these names in it are replaced, each atomically, the card
             last.
         report: from [`evaluate`][weightmorph.evaluate].
         metrics: goes into the file, as for `save`.

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and values as JSON holds them."""
+"""Files that are written atomically, and values as JSON holds them."""
 
 from __future__ import annotations
 

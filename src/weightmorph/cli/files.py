@@ -180,5 +180,5 @@ def dump(data: Any) -> str:
 
 
 def write_yaml(path: Path, data: dict[str, Any], remark: str) -> Path:
-    """Write data under a line of remark, whole or not at all."""
+    """Write data under a line of remark, atomically."""
     return write_atomically(path, f"# {remark}\n{dump(data)}".encode())

@@ -48,7 +48,7 @@ class Network:
         weights: file with the network's tensors: safetensors, or what torch.save wrote (read with weights_only, so that
             no code in it is run). Null keeps those that the function made.
         weights_key: entry of that file that holds the state_dict; null if it is the whole file.
-        seed: what all random numbers follow from.
+        seed: the seed of all random numbers.
         threads: CPU threads of torch; null leaves torch's choice.
     """
 
@@ -86,8 +86,8 @@ class Training:
         data_options: keyword arguments of that function, or of folder (size in px, channels, mean, std, in units of
             values from 0 to 1) or idx (split: train or test).
         data_take: which of the values that the function gives are x and y, counted from 0, e.g. [0, 1]; null for all.
-        parameters: what the weights depend on: name to Angle, Interval, LogInterval or Categorical with unit, range and
-            anchor, e.g. {angle: Angle(deg)}; null for those of the input transform.
+        parameters: what the weights depend on: name to a kind of parameter with its unit, range and anchor, e.g.
+            {angle: Angle(deg), blur: "Interval(0, 4)"}; null for those of the input transform.
         objective: supervised (labels), distillation (no labels), or an import path to a loss (output, target).
         objective_options: of the objective, e.g. {temperature: 2.0} of distillation, by name.
     """
@@ -102,7 +102,7 @@ class Training:
 
 @dataclass
 class Testing:
-    """Images that nothing has been trained on.
+    """Images that were not used in training.
 
     Args:
         test_data: images to judge on; as data of fit.

@@ -20,14 +20,13 @@ from .. import inputs
 from ..errors import ConfigError, MissingDependencyError, WeightmorphError, near
 from ..inputs import Compose, InputTransform
 from ..objectives import Distillation, Objective, Supervised
-from ..parameters import Angle, Categorical, Interval, LogInterval, Parameter, ParameterSpace
+from ..parameters import KINDS, Parameter, ParameterSpace
 from ..transforms import Custom, WeightTransform
 from ..transforms.registry import SHIPPED
 from .sources import call, named
 
 __all__ = ["configuring", "input_transform", "objective", "parameters", "weight_transform"]
 
-PARAMETERS = {kind.__name__: kind for kind in (Angle, Interval, LogInterval, Categorical)}
 INPUTS: dict[str, Callable[..., InputTransform]] = {
     name: getattr(inputs, name)
     for name in ("Blur", "Brightness", "Contrast", "Flip", "Noise", "Rotate", "Shear", "Translate", "Zoom")
@@ -143,9 +142,9 @@ def _make(entry: Entry, kinds: Mapping[str, Callable[..., Any]], where: str) -> 
 
 def parameter(value: Any, where: str) -> Parameter:
     """One parameter, such as `Angle(deg)` or `{type: Interval, low: 0, high: 4, unit: px}`."""
-    found = [_make(entry, PARAMETERS, where) for entry in entries(value, where)]
+    found = [_make(entry, KINDS, where) for entry in entries(value, where)]
     if len(found) != 1 or not isinstance(found[0], Parameter):
-        raise ConfigError(f"{where}: expected one parameter, of {', '.join(PARAMETERS)}, got {value!r:.80}")
+        raise ConfigError(f"{where}: expected one parameter, of {', '.join(KINDS)}, got {value!r:.80}")
     return found[0]
 
 

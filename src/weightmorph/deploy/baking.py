@@ -88,7 +88,7 @@ def bake_many(
 
     Returns:
         the index, the files, and which were written now and which were kept. Each file, and the index after it, is
-        written whole or not at all, so the same call continues an interrupted one: files with the bytes that the index
+        written atomically, so the same call continues an interrupted one: files with the bytes that the index
         lists are kept, all others are written.
 
     Raises:

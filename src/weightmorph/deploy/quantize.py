@@ -68,7 +68,7 @@ def quantize_onnx(
 
     Args:
         source: the float file.
-        target: where to, customarily `*.onnx`; written whole or not at all.
+        target: where to, customarily `*.onnx`; written atomically.
         calibration: inputs like those to come, transformed as they will be: a tensor `(N, …)`, or batches of them, each
             a tensor, a pair `(x, y)` or a mapping of the graph's inputs by name. A hundred are enough.
         batch_size: in which a tensor of calibration inputs is run; a graph with a fixed batch has its own.

@@ -157,7 +157,7 @@ class Passes:
         shared = partial(entry.contender.network(theta), x)
         if isinstance(entry.contender.module, Conditioned):
             return shared, partial(entry.contender.module, x, **each)
-        # How a network with a method `at` would take another θ for each image, nobody knows.
+        # A network with a method `at` has no known way to take one θ per image.
         return shared, None if entry.contender.needs_theta else shared
 
     def _undone(self, network: Callable[[Tensor], object], x: Tensor, theta: dict[str, Any]) -> object:

@@ -174,7 +174,7 @@ class Evaluation(Figures):
             ) from error
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write `to_json()` to a file, whole or not at all."""
+        """Write `to_json()` to a file, atomically."""
         return write_atomically(path, self.to_json().encode())
 
     @classmethod

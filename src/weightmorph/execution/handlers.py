@@ -20,7 +20,7 @@ from . import norm
 from .batch import Batch, vector_values
 from .routes import execute
 
-__all__ = ["HANDLERS", "WIDENED"]
+__all__ = ["HANDLERS", "WIDENED", "layer"]
 
 Operand = Tensor | WeightExpression | None
 Size = int | tuple[int, ...]
@@ -29,7 +29,7 @@ Size = int | tuple[int, ...]
 def linear(batch: Batch, where: str, input: Tensor, weight: Tensor | WeightExpression, bias: Operand = None) -> Tensor:
     """`F.linear` with one weight per sample: x `(B, …, I)` -> `(B, …, O)`."""
     batch.check(input, where)
-    return _layer(Linear(torch.compiler.is_compiling()), batch, where, input, weight, bias)
+    return layer(Linear(torch.compiler.is_compiling()), batch, where, input, weight, bias)
 
 
 def convolution(
@@ -48,7 +48,7 @@ def convolution(
     batch.check(input, where, dims + 2)
     pads = padding if isinstance(padding, str) else each(padding, dims)
     op = _plain(dims, each(stride, dims), pads, each(dilation, dims), groups, torch.compiler.is_compiling())
-    return _layer(op, batch, where, input, weight, bias)
+    return layer(op, batch, where, input, weight, bias)
 
 
 def transposed(
@@ -70,7 +70,7 @@ def transposed(
         dims, each(stride, dims), each(padding, dims), each(dilation, dims), groups, torch.compiler.is_compiling(),
         each(output_padding, dims),
     )  # fmt: skip
-    return _layer(op, batch, where, input, weight, bias)
+    return layer(op, batch, where, input, weight, bias)
 
 
 @cached_unless_tracing
@@ -78,9 +78,18 @@ def _plain(dims: int, stride: Any, padding: Any, dilation: Any, groups: int, tra
     return Convolution(dims, stride, padding, dilation, groups, traced)
 
 
-def _layer(
-    op: LayerOp, batch: Batch, where: str, x: Tensor, weight: Tensor | WeightExpression, bias: Operand
-) -> Tensor:
+def layer(op: LayerOp, batch: Batch, where: str, x: Tensor, weight: Tensor | WeightExpression, bias: Operand) -> Tensor:
+    """A layer operation and its bias, whatever the weight is.
+
+    Args:
+        op: the operation.
+        batch: the samples, each with its own θ.
+        where: the layer, for errors.
+        x: the operation's input, the batch first.
+        weight: a plain tensor, which does not depend on θ; an expression without a batch, which is the same for all
+            samples; or an expression with one weight per sample.
+        bias: the same three, or None.
+    """
     if not isinstance(weight, WeightExpression):
         y = op(x, weight)
     elif not weight.batch:

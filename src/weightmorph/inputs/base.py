@@ -100,7 +100,7 @@ class InputTransform(ABC):
         """The formula: `(B, C, H, W)` in float32 or float64, θ prepared, `()` or `(B,)` each -> `(B, C, H, W)`."""
 
     invertible: bool = False
-    """Can the transform be undone?"""
+    """True if the transform can be undone."""
 
     def undo(self, x: Tensor, theta: Theta) -> Tensor:
         """The formula of the inverse: shapes as in `apply`."""

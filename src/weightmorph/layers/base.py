@@ -27,8 +27,8 @@ class LayerOp(ABC):
 
     Attributes:
         groups: G.
-        traced: is the call part of a graph that is being traced, in which the batch size stays open?
-        shares_patches: can a tap mixing and a low-rank update read the same patches?
+        traced: True if the call is part of a graph that is being traced, in which the batch size stays open.
+        shares_patches: True if a tap mixing and a low-rank update can read the same patches.
     """
 
     kind: ClassVar[str]
@@ -42,7 +42,7 @@ class LayerOp(ABC):
 
     @abstractmethod
     def size(self, x: Tensor, slot: Slot, grow: Grow, training: bool) -> LayerSize:
-        """The layer in numbers, for an input and a weight that reads so."""
+        """The layer in numbers, for an input and a weight with this layout."""
 
     @abstractmethod
     def per_output(self, value: Tensor, y: Tensor) -> Tensor:

@@ -46,9 +46,9 @@ class LayerSize:
         kind: `"conv"`, `"conv_transpose"` or `"linear"`.
         row: the length of a row of output positions.
         batch: the number of samples; None where a traced graph must not depend on it.
-        training: does a backward pass follow?
-        tracing: is a graph being traced?
-        tiles: do a transposed convolution's outputs lie side by side, without overlap?
+        training: True if a backward pass follows.
+        tracing: True while a graph is traced.
+        tiles: True if a transposed convolution's outputs lie side by side, without overlap.
     """
 
     positions: int
@@ -110,7 +110,7 @@ class Cost:
         work: multiply-adds.
         moved: numbers read and written.
         launches: operations.
-        frozen_absorbed: does a term's work include the frozen layer's?
+        frozen_absorbed: True if a term's work includes the frozen layer's.
         machine: the constants of the processor.
     """
 

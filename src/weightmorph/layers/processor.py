@@ -81,16 +81,16 @@ _current = AVX512 if torch.backends.cpu.get_cpu_capability().startswith("AVX512"
 
 
 def current() -> Processor:
-    """The constants in force: this machine's, unless [`using`][weightmorph.layers.processor.using] says otherwise."""
+    """The current constants: this machine's, unless [`using`][weightmorph.layers.processor.using] says otherwise."""
     return _current
 
 
 @contextmanager
 def using(processor: Processor | None = None, **changes: Any) -> Iterator[Processor]:
-    """Put other constants in force for a while, in all threads: for tests and benchmarks.
+    """Use other constants inside a `with` block, in all threads: for tests and benchmarks.
 
     Args:
-        processor: the constants to start from; None for those in force.
+        processor: the constants to start from; None for the current ones.
         changes: constants to change, by name.
 
     Example:

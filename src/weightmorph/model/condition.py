@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,6 +31,8 @@ from .conditioned import Conditioned
 from .spec import ModelSpec
 
 __all__ = ["condition"]
+
+_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def condition(
@@ -61,7 +64,8 @@ def condition(
         the model; call it as the network, with one more keyword per parameter.
 
     Raises:
-        BaseError: for a network of a kind that cannot be conditioned, or a parameter named like one of its keywords.
+        BaseError: for a network of a kind that cannot be conditioned, or a parameter named like one of its
+            arguments, like an argument of one of the model's methods, or like a keyword of Python.
         TransformError: if `transform` is no module.
         SelectionError: if no tensor is left to transform.
 
@@ -129,8 +133,18 @@ def _wanted(
 
 
 def _refuse_clashes(net: nn.Module, space: ParameterSpace) -> None:
-    if "fold" in space:
-        raise BaseError("parameter 'fold' is also an argument of bake(); give the parameter another name")
+    """Refuse parameters that could not be given as keywords, to the base or to a method of the model."""
+    for name in space:
+        if keyword.iskeyword(name):
+            raise BaseError(f"parameter {name!r} is a keyword of Python; give the parameter another name")
+        for method in filter(inspect.isfunction, vars(Conditioned).values()):
+            arguments = inspect.signature(method).parameters.values()
+            takes_theta = any(argument.kind is argument.VAR_KEYWORD for argument in arguments)
+            own = [argument.name for argument in arguments if argument.kind not in _VARIABLE]
+            if takes_theta and name in own:
+                raise BaseError(
+                    f"parameter {name!r} is also an argument of {method.__name__}(); give the parameter another name"
+                )
     taken = [name for name in space if name in inspect.signature(net.forward).parameters]
     if taken:
         raise BaseError(

@@ -36,7 +36,7 @@ def estimate(
         names: of the parameters.
         args: the base's positional inputs.
         kwargs: its keyword inputs.
-        tracing: is the call being traced?
+        tracing: True while the call is traced.
 
     Raises:
         ExecutionError: in a traced call.

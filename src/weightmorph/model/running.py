@@ -55,7 +55,7 @@ class RunnableBase:
 
     Attributes:
         clone: makes clones of the base.
-        independent: does no layer let the samples of a batch see each other?
+        independent: True if no layer lets the samples of a batch see each other.
         lazy: slots whose weight, under a shared θ and without gradients, is materialised when it is read.
         eager: runs every call on a clone of its own.
         traced: runs the calls that are compiled or exported.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from ..base import Inspection
 from ..errors import CheckpointError, ExecutionError, ParameterError
 from ..execution import DEFAULT_MEMORY_LIMIT, MeasuredPlans
 from ..io import plain
-from ..parameters import ParameterSpace
+from ..parameters import KINDS, ParameterSpace
 from ..slots import Slot
 from ..storage import Fingerprint, slot_data, slot_from
 from ..storage.container import dtype_name, lacking
@@ -218,6 +219,13 @@ def write(path: str | os.PathLike[str], spec: ModelSpec, state: Mapping[str, Any
     """
     data = plain(spec.to_data())
     _refuse_unreadable(spec.space, data["parameters"])
+    for name, value in data["metrics"].items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError as error:
+            raise CheckpointError(
+                f"metrics: expected what JSON can say, got {value!r:.80} for {name!r}; leave it out, or give None"
+            ) from error
     storage.save(path, storage.pack("model", data, state))
 
 
@@ -231,12 +239,12 @@ def _refuse_unreadable(space: ParameterSpace, config: Mapping[str, Any]) -> None
         if again[name] != parameter:
             raise CheckpointError(
                 f"parameter {name!r}: a {type(parameter).__name__} of your own cannot be stored as plain data; "
-                "condition on Angle, Interval, LogInterval or Categorical"
+                f"condition on one of {', '.join(KINDS)}"
             )
 
 
 def read(path: str | os.PathLike[str]) -> tuple[ModelSpec, dict[str, Tensor]]:
-    """Read a model's file, complete or not at all.
+    """Read a model's file, and return nothing of a damaged one.
 
     Returns:
         the spec, and the model's `state_dict` on the CPU.

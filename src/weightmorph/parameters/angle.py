@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ParameterError
-from .base import Parameter
+from .base import Parameter, require_numbers
 
 __all__ = ["Angle"]
 
@@ -50,6 +50,7 @@ class Angle(Parameter):
             raise ParameterError(f"Angle: unit must be 'deg' or 'rad', got {self.unit!r}")
         if not isinstance(self.harmonics, int) or self.harmonics < 1:
             raise ParameterError(f"Angle: harmonics must be a positive integer, got {self.harmonics!r}")
+        require_numbers("Angle", anchor=self.anchor)
         if not math.isfinite(self.anchor):
             raise ParameterError(f"Angle: anchor must be finite, got {self.anchor!r}")
 

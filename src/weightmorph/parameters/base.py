@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import affine as maps
 from ..errors import OutOfRangeWarning, ParameterError, ParameterLengthError, ParameterValueError, near
 
-__all__ = ["Parameter", "Theta", "Value", "brief"]
+__all__ = ["Parameter", "Theta", "Value", "brief", "require_numbers"]
 
 
 Value = float | int | str | Tensor | Sequence[float] | Sequence[str]
@@ -30,7 +30,7 @@ class Parameter(ABC):
 
     A subclass defines how values are encoded, and overrides `format`, `distance` and the other methods below where it
     differs; nothing outside `parameters/` asks for its class. A new kind is one file, and one entry in
-    [`KINDS`][weightmorph.parameters.KINDS].
+    [`kinds`][weightmorph.parameters.kinds].
 
     Attributes:
         affine: the map of [`weightmorph.affine`][] that the parameter applies to the image plane, or None;
@@ -285,3 +285,17 @@ def brief(value: Tensor) -> str:
 
 def _unit(unit: str | None) -> str:
     return f" {unit}" if unit else ""
+
+
+def require_numbers(kind: str, **values: object) -> None:
+    """Refuse arguments of a parameter that are no numbers, by name.
+
+    Example:
+        >>> require_numbers("Interval", low=0, high="1")
+        Traceback (most recent call last):
+            ...
+        weightmorph.errors.ParameterError: Interval: expected a number for high, got the str '1'
+    """
+    for name, value in values.items():
+        if not hasattr(value, "__float__"):
+            raise ParameterError(f"{kind}: expected a number for {name}, got the {type(value).__name__} {value!r:.80}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ParameterError, ParameterValueError
-from .base import Parameter, brief
+from .base import Parameter, brief, require_numbers
 
 __all__ = ["Interval", "LogInterval"]
 
@@ -44,6 +44,7 @@ class _Range(Parameter):
     ) -> None:
         # Written out because the method `encode` and the argument of that name need different fields.
         name = type(self).__name__
+        require_numbers(name, low=low, high=high, **({} if anchor is None else {"anchor": anchor}))
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ParameterError(f"{name}: expected finite low < high, got low={low!r}, high={high!r}")
         if anchor is None:
@@ -179,6 +180,7 @@ class LogInterval(_Range):
     log_scale: ClassVar[bool] = True
 
     def __init__(self, low: float, *args: Any, **kwargs: Any) -> None:
+        require_numbers("LogInterval", low=low)
         if not low > 0:
             raise ParameterError(f"LogInterval: expected low > 0, got low={low!r}")
         super().__init__(low, *args, **kwargs)

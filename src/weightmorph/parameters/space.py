@@ -18,15 +18,10 @@ from ..errors import (
     WeightmorphError,
     near,
 )
-from .angle import Angle
 from .base import Parameter, Theta, Value
-from .categorical import Categorical
-from .ranges import Interval, LogInterval
+from .kinds import KINDS
 
-__all__ = ["KINDS", "ParameterSpace"]
-
-KINDS: Mapping[str, type[Parameter]] = {kind.__name__: kind for kind in (Angle, Interval, LogInterval, Categorical)}
-"""The kinds of parameter by name. A new kind is one file, and one entry here."""
+__all__ = ["ParameterSpace"]
 
 
 class ParameterSpace(Mapping[str, Parameter]):
@@ -36,6 +31,7 @@ class ParameterSpace(Mapping[str, Parameter]):
         parameters: name to parameter; the code's columns follow this order.
 
     Example:
+        >>> from weightmorph import Angle, Interval
         >>> space = ParameterSpace({"angle": Angle("deg", harmonics=1), "blur": Interval(0.0, 4.0, order=1)})
         >>> theta = space.prepare({"angle": 90, "blur": [0.0, 4.0]})
         >>> space.encode(theta).round().abs().tolist()
@@ -181,6 +177,7 @@ class ParameterSpace(Mapping[str, Parameter]):
             theta: values of all the parameters, or of some.
 
         Example:
+            >>> from weightmorph import Angle, Interval
             >>> space = ParameterSpace({"angle": Angle("deg"), "blur": Interval(0.0, 4.0, unit="px")})
             >>> space.format({"angle": 30.0}), space.format({"angle": 30.0, "blur": 2.5})
             ('30°', 'angle 30°, blur 2.5 px')
@@ -204,6 +201,7 @@ class ParameterSpace(Mapping[str, Parameter]):
             ParameterError: or another `error`, naming both values, and what to do.
 
         Example:
+            >>> from weightmorph import Angle
             >>> space = ParameterSpace({"angle": Angle("deg")})
             >>> other = {"angle": Angle("rad")}
             >>> space.require_same(other, "the input transform Rotate")  # doctest: +NORMALIZE_WHITESPACE
@@ -244,6 +242,7 @@ class ParameterSpace(Mapping[str, Parameter]):
             ParameterError: as [`prepare`][weightmorph.ParameterSpace.prepare].
 
         Example:
+            >>> from weightmorph import Angle
             >>> ParameterSpace({"angle": Angle("deg")}).settings({"angle": [0.0, 45.0]})
             [{'angle': 0.0}, {'angle': 45.0}]
         """

@@ -1,4 +1,4 @@
-"""One safetensors file with a JSON header: written completely or not at all, and read so.
+"""One safetensors file with a JSON header: written atomically, and checked when it is read.
 
 **Which format number a file has, and what follows from it** (the policy that every change of the format keeps to):
 
@@ -156,7 +156,7 @@ class _Content:
 def unpack(
     path: str | os.PathLike[str], kind: str | Sequence[str] = "model", purpose: str = "loading a model"
 ) -> tuple[Header, dict[str, Tensor]]:
-    """Read a file, complete or not at all.
+    """Read a file, and return nothing of a damaged one.
 
     Args:
         path: the file.

@@ -121,8 +121,8 @@ class Fingerprint:
         hint = f"the model was saved in {dtype}: load it onto net.to(torch.{dtype})" if dtype else advice
         raise BaseError(
             f"{what}: saved for another base: for a {networks[0]} with fingerprint {self}, and this is a "
-            f"{networks[1]} with fingerprint {other}. {len(differences)} of {len(self.tensors)} tensors differ: "
-            f"{listed(differences)}. Hint: {hint}"
+            f"{networks[1]} with fingerprint {other}. {len(differences)} of {len({*self.tensors, *other.tensors})} "
+            f"tensors differ: {listed(differences)}. Hint: {hint}"
         )
 
 

@@ -38,11 +38,11 @@ class Term(ABC):
         slot: the tensor that Δ belongs to.
         coefficient_field: the field that holds the one tensor that depends on θ.
         coefficient_dims: axes of that tensor when θ is shared; None for those of the slot.
-        stays_aside: may the term's work stay on the activations while the others are added to the weight?
-        is_dense: is the coefficient a dense tensor, one per sample, as it comes?
-        replaces: does it stand for $V - W$, a weight that replaces the frozen one?
-        absorbs: how gladly it takes the frozen weight in (`with_frozen`): 0 for not at all.
-        reads_frozen_output: does its work on the activations need the frozen layer's output?
+        stays_aside: True if the term's work may stay on the activations while the others are added to the weight.
+        is_dense: True if the coefficient itself is a dense tensor, one per sample.
+        replaces: True if it stands for $V - W$, where the weight V replaces the frozen one.
+        absorbs: priority for absorbing the frozen weight (`with_frozen`); 0: never.
+        reads_frozen_output: True if its work on the activations needs the frozen layer's output.
 
     Example:
         A term that scales the whole weight by one number per setting:
@@ -125,7 +125,7 @@ class Term(ABC):
         Args:
             total: the weight so far, as a matrix `(*B, S0, S1·…)`.
             grow: taps by which it is wider than W.
-            owned: may it be written into?
+            owned: True if it may be written into.
         """
         piece = widen(self.dense(), beyond(grow, self.grow)).reshape(*self.batch, *total.shape[-2:])
         return total.add_(piece) if self.writable(total, owned) else total + piece
@@ -164,11 +164,16 @@ class Term(ABC):
         """Δ as a low-rank product over patches, `(B, O, r)` and `(r, I, *kernel)`; None where it is not one."""
         return None
 
-    # What either takes.
+    # Costs.
 
     @classmethod
     def applies_to(cls, layer: LayerSize, constant: bool = False) -> bool:
-        """Can the work move to the activations there? `constant` counts forms that only constant weights are worth."""
+        """Whether the work can move to the activations there.
+
+        Args:
+            layer: the layer in numbers.
+            constant: also accept forms that pay only if weights must be constant.
+        """
         return False
 
     @classmethod

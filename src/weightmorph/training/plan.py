@@ -72,7 +72,7 @@ class Plan:
 
     @property
     def seed(self) -> int:
-        """What all random numbers follow from."""
+        """The seed of all random numbers."""
         return self.options.seed
 
     @property

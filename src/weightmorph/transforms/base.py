@@ -94,7 +94,7 @@ class WeightTransform(nn.Module, ABC):
     """Its name in `state_dict` keys and summaries."""
 
     anchored: bool = True
-    r"""Is $\Delta(\theta_0) = 0$ exactly? True for every family here; a module of the user's own may say otherwise."""
+    r"""True if $\Delta(\theta_0) = 0$ exactly: so for every family here; a user's module may say otherwise."""
 
     slot: Slot
     space: ParameterSpace | None

@@ -8,11 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import TransformError
 from .base import zero_at_anchor
 
-__all__ = ["gain_difference", "gain_differences", "gain_network"]
+__all__ = ["check_hidden", "gain_difference", "gain_differences", "gain_network"]
 
 Activation = Callable[[Tensor], Tensor]
+
+
+def check_hidden(family: str, hidden: object) -> None:
+    """Refuse a size of the hidden layer that is no whole number from 1.
+
+    Raises:
+        TransformError: naming the family.
+    """
+    if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 1:
+        raise TransformError(f"{family}: expected 1 or more hidden units, got {hidden!r}")
 
 
 def gain_network(code_dim: int, outputs: int, hidden: int, bias: bool = True) -> nn.Sequential:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import RankError, TransformError
+from ..errors import RankError
 from ..slots import Slot
 from ..terms import LowRankUpdate
 from .base import CoefficientTransform
-from .gains import gain_difference, gain_differences, gain_network
+from .gains import check_hidden, gain_difference, gain_differences, gain_network
 
 __all__ = ["LowRank"]
 
@@ -36,7 +36,7 @@ class LowRank(CoefficientTransform):
 
     Raises:
         RankError: if `rank` is below 1 or does not fit the weight (names the layer, its shape and the largest rank).
-        TransformError: if `hidden` is below 1.
+        TransformError: if `hidden` is no whole number from 1.
 
     References:
         Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, arXiv:2106.09685.
@@ -53,8 +53,7 @@ class LowRank(CoefficientTransform):
         super().__init__()
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             raise RankError(f"LowRank: expected a rank of 1 or more, got {rank!r}")
-        if hidden < 1:
-            raise TransformError(f"LowRank: expected 1 or more hidden units, got {hidden!r}")
+        check_hidden("LowRank", hidden)
         self.rank, self.hidden = rank, hidden
 
     @staticmethod

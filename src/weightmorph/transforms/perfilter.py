@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..errors import TransformError
 from ..parameters import ParameterSpace
 from ..slots import Slot
+from .gains import check_hidden
 from .module import ModuleTransform
 
 __all__ = ["PerFilter"]
@@ -63,6 +64,7 @@ class PerFilter(ModuleTransform):
         super().__init__()
         if not isinstance(module, nn.Module) and module not in ("linear", "mlp"):
             raise TransformError(f"PerFilter: expected a module, 'linear' or 'mlp', got {module!r}")
+        check_hidden("PerFilter", hidden)
         self.recipe = module if isinstance(module, str) else None
         self.module = None if isinstance(module, str) else module
         self.anchored = self.recipe is not None if anchored is None else anchored

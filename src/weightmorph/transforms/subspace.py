@@ -12,7 +12,7 @@ from ..errors import TransformError
 from ..slots import Slot
 from ..terms import BasisMix
 from .base import CoefficientTransform
-from .gains import gain_difference, gain_differences, gain_network
+from .gains import check_hidden, gain_difference, gain_differences, gain_network
 
 __all__ = ["Subspace"]
 
@@ -50,6 +50,7 @@ class Subspace(CoefficientTransform):
         super().__init__()
         if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
             raise TransformError(f"Subspace: expected 1 or more weight sets, got {dim!r}")
+        check_hidden("Subspace", hidden)
         self.dim, self.hidden = dim, hidden
 
     def setup(self, slot: Slot, code_dim: int) -> None:

@@ -112,7 +112,7 @@ class Delta:
         return sum(t.nbytes for change in self.changes.values() for t in change.smallest().tensors().values())
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the delta to one safetensors file, whole or not at all.
+        """Write the delta to one safetensors file, atomically.
 
         Args:
             path: where to, customarily `*.safetensors`; a file of that name is replaced.

@@ -115,7 +115,7 @@ def _exported(call: Call, optimize: bool = True) -> Any:
 
 
 def save_onnx(program: Any, path: str | os.PathLike[str], about: Mapping[str, Any]) -> None:
-    """Write an ONNX program with its metadata, whole or not at all."""
+    """Write an ONNX program with its metadata, atomically."""
     program.model.metadata_props["weightmorph"] = json.dumps(plain(dict(about)), ensure_ascii=False)
     with replacing(path) as temporary:
         program.save(temporary)
@@ -193,7 +193,7 @@ class PlainGraph:
         return all(name in initializers and state[name].shape == self._state[name].shape for name in changed)
 
     def save(self, state: Mapping[str, Tensor], path: str | os.PathLike[str], about: Mapping[str, Any]) -> None:
-        """Write the graph with these weights, optimised, whole or not at all.
+        """Write the graph with these weights, optimised, atomically.
 
         Args:
             state: the network's `state_dict`, for which `fits` is true.
