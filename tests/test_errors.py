@@ -47,7 +47,9 @@ def test_theta_missing() -> None:
 
 
 def test_theta_unknown() -> None:
-    with pytest.raises(errors.UnknownParameterError, match=r"'agnle'.*conditioned on angle; did you mean 'angle'"):
+    with pytest.raises(
+        errors.UnknownParameterError, match=r"'agnle'.*conditioned on angle, and the base takes .*did you mean 'angle'"
+    ):
         model()(X, agnle=3.0)
     with pytest.raises(TypeError):
         model().bake(angle=3.0, blur=1.0)

@@ -112,8 +112,8 @@ def _split(kwargs: Mapping[str, Any], space: ParameterSpace, view: View) -> tupl
     unknown = [name for name in inputs if not view.accepts(name)]
     if unknown:
         raise UnknownParameterError(
-            f"unexpected keyword {unknown[0]!r}: the model is conditioned on {', '.join(space)}"
-            f"{near(unknown[0], space)}, and the base takes {', '.join(view.keywords)}"
+            f"unexpected keyword {unknown[0]!r}: the model is conditioned on {', '.join(space)}, and the base takes "
+            f"{', '.join(view.keywords)}{near(unknown[0], space)}"
         )
     return theta, inputs
 
