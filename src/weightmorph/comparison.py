@@ -31,8 +31,8 @@ RESERVED = frozenset(
 )
 """Arguments of `fit` and `fine_tune` that `compare` has itself, or that only one of them takes."""
 
-SHOWN = 8
-"""Test images from which the report's strip is made."""
+SHOWN = 512
+"""Test images among which the report looks for different targets to show."""
 
 
 class Nearest(nn.Module):
