@@ -208,8 +208,8 @@ def test_law_3_batchnorm_without_running_statistics_is_refused_per_sample() -> N
     assert model(x, angle=3.0).shape == (4, 2, 3, 3)
 
 
-NO_EMPTY_BATCH = {"standardised", "instancenorm"}
-"""Functions of weights go through `torch.vmap`, which needs a sample, as torch's own instance norm does."""
+NO_EMPTY_BATCH = {"instancenorm"}
+"""Networks that torch itself does not run on an empty batch."""
 
 
 @pytest.mark.parametrize("layer", list(LAYERS))

@@ -37,6 +37,10 @@ def call(
     leaves, structure = pytree.tree_flatten((args, kwargs))
     if batch.route == "constant":
         _refuse_constant(where, func, leaves)
+    if not torch.compiler.is_compiling() and not batch.size:  # no sample, no weight: the result has the right shape
+        frozen = [value.base if isinstance(value, WeightExpression) else value for value in leaves]
+        own_args, own_kwargs = pytree.tree_unflatten(frozen, structure)
+        return func(*own_args, **own_kwargs)
     inputs = any(_is_input(value, batch) for value in leaves)
     values, axes = zip(*[_mapped(batch, where, value, inputs) for value in leaves], strict=True)
     tensors = [number for number, value in enumerate(values) if isinstance(value, Tensor)]

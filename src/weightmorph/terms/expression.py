@@ -115,8 +115,11 @@ class WeightExpression:
             join_patches: a tap mixing also takes in a low-rank update that reads the same patches.
         """
         terms = merge(self.terms)
-        first = max(terms, key=lambda t: t.absorbs, default=None)
-        if first is None or not first.absorbs:
+        first: Term | None = None
+        for term in terms:  # dynamo does not know `max` with a key
+            if term.absorbs > (0 if first is None else first.absorbs):
+                first = term
+        if first is None:
             return (Frozen(self.slot, self.base), *terms)
         others = [t for t in terms if t is not first]
         start = first.with_frozen(self.grow)
