@@ -199,9 +199,8 @@ def call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
             return shared(func, args, kwargs, proxies)
         x = args[0] if args else kwargs.get("input")
         rows = x.shape[0] if isinstance(x, Tensor) and x.dim() else 0
-        if (
-            rows != batch.size and batch.route != "constant"
-        ):  # the network has picked some of the samples, or merged axes: the weight is theirs too
+        if rows != batch.size and batch.route != "constant":
+            # The network has picked some of the samples, or merged axes. The weight is the same for all of them.
             args = tuple([one_for_all(value) for value in args])
             return shared(func, args, {name: one_for_all(value) for name, value in kwargs.items()}, proxies)
     where = f"layer {first.slot.layer or first.slot.name!r}, function {getattr(func, '__name__', str(func))!r}"
