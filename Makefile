@@ -25,7 +25,7 @@ demo: $(VENV)/.installed-demo
 	$(PY) examples/rotated_digits.py --out report
 
 test: $(VENV)/.installed-test
-	$(PY) -m pytest -n 2
+	$(PY) -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.installed-test
 	$(PY) -m ruff check .

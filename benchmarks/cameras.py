@@ -5,7 +5,7 @@ not trained, for its values decide neither a size nor a time. Written to `result
 
 - **baked**: one ONNX file per setting by `bake_many`; each is compared with eager on the same image, and timed in ONNX
   Runtime in turn with the original network's own export.
-- **sizes**: a delta in a file of its own, a delta with its book, and the book, against the base's bytes.
+- **sizes**: a setting's delta, and the model that makes any setting, against the base's bytes.
 - **switching**: a delta against loading another file, interleaved in one process on a warm file cache.
 """
 
@@ -101,15 +101,12 @@ def baked(
 
 
 def sizes(family: str, net: nn.Module, x: Tensor, folder: Path) -> dict[str, Any]:
-    """A delta alone, a delta with its book, the book."""
+    """A setting's delta, and the model's checkpoint."""
     model = condition(net, family, x)
-    delta, book = wm.Delta.of(model, tilt=12.5), wm.DeltaBook.of(model)
-    book.save(folder / "book.safetensors")
-    delta.save(folder / "alone.safetensors")
-    delta.save(folder / "page.safetensors", book=book)
+    wm.Delta.of(model, tilt=12.5).save(folder / "delta.safetensors")
     model.save(folder / "model.safetensors")
-    found = {name: (folder / f"{name}.safetensors").stat().st_size for name in ("page", "book", "alone", "model")}
-    return {"family": family, "base": sum(t.nbytes for t in net.state_dict().values()), **found}
+    sizes = {name: (folder / f"{name}.safetensors").stat().st_size for name in ("delta", "model")}
+    return {"family": family, "base": sum(t.nbytes for t in net.state_dict().values()), **sizes}
 
 
 def switching(family: str, net: nn.Module, x: Tensor, seconds: float, threads: int, folder: Path) -> dict[str, Any]:
@@ -118,12 +115,11 @@ def switching(family: str, net: nn.Module, x: Tensor, seconds: float, threads: i
     tilts = (12.5, -20.0)
     names = [f"tilt={t:g}" for t in tilts]
     weights = wm.bake_many(model, {"tilt": tilts}, folder / "weights").files
-    pages = wm.bake_many(model, {"tilt": tilts}, folder / "pages", form="delta").files
+    files = wm.bake_many(model, {"tilt": tilts}, folder / "deltas", form="delta").files
     graphs = wm.bake_many(model, {"tilt": tilts}, folder / "graphs", form="onnx", example=x).files
     for name, file in weights.items():
         torch.save(safetensors.torch.load_file(file), folder / f"{name}.pt")
-    book = wm.DeltaBook.load(folder / "pages" / "book.safetensors")
-    deltas = [wm.Delta.load(pages[name], book=book) for name in names]
+    deltas = [wm.Delta.load(files[name]) for name in names]
     device = model.bake(tilt=tilts[0])  # grown kernels included, so that the files fit it
     applied = wm.apply_delta(copy.deepcopy(net).eval(), deltas[0])
     prepared = wm.apply_delta(copy.deepcopy(net).eval(), deltas[0])
@@ -141,7 +137,7 @@ def switching(family: str, net: nn.Module, x: Tensor, seconds: float, threads: i
             torch.load(folder / f"{name('torch')}.pt", weights_only=True)
         ),
         "another file: a new ONNX Runtime session": lambda: session(graphs[name("onnx")], threads),
-        "delta: read its file and apply": lambda: applied.switch(wm.Delta.load(pages[name("read")], book=book)),
+        "delta: read its file and apply": lambda: applied.switch(wm.Delta.load(files[name("read")])),
         "delta: apply": lambda: applied.switch(deltas[next(turns["apply"])]),
         "delta: prepared before": lambda: prepared.switch(deltas[next(turns["prepared"])]),
     }
@@ -208,14 +204,8 @@ def blocks(data: dict[str, Any], side: int) -> list[str]:
         text += ["The original's file once more is a second session of that very file: so far from 1 is what is equal."]
     if data["sizes"]:
         share = lambda r, key: f"{r[key]:,} ({100 * r[key] / r['base']:.2f} %)"  # noqa: E731
-        rows = [
-            (r["family"], *(share(r, k) for k in ("page", "book", "alone", "model")),
-             "yes" if r["page"] <= 0.02 * r["base"] else "**no**") for r in data["sizes"]
-        ]  # fmt: skip
-        header = (
-            "transform", ">a setting's delta, with the book", ">the book, once", ">a delta that stands alone",
-            ">the model itself", "a setting ≤ 2 %",
-        )  # fmt: skip
+        rows = [(r["family"], *(share(r, k) for k in ("delta", "model"))) for r in data["sizes"]]
+        header = ("transform", ">a setting's delta", ">the model itself")
         text += [f"## Bytes, and share of the base's {data['sizes'][0]['base']:,}", timing.table(header, rows)]
     for r in data["switching"]:
         first = next(iter(r["rows"].values()))["ratio"]

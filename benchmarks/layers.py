@@ -147,42 +147,41 @@ def measure(case: Case, family: str, backward: bool, quick: bool, seconds: float
     theta = wm.ParameterSpace({"theta": case.parameter}).sample(size, generator)["theta"]
     gradient = torch.randn(net(x).shape, generator=generator) if backward else None
 
-    def per_sample(x: Tensor, of: wm.Conditioned = model) -> Tensor:
-        return of(x, theta=theta)  # type: ignore[no-any-return]
-
     calls = {"frozen": passes(net, x, net, gradient)}
     calls["frozen"]()
     calls["shared θ"] = passes(partial(model, theta=float(theta[0])), x, model, gradient)
-    calls["planner"] = passes(per_sample, x, model, gradient)
+
+    def per_sample(of: wm.Conditioned, route: str | None = None) -> tuple[Call, str, object]:
+        """The call with that route, the route that it takes, and what it gives."""
+        forced, taken = taking(of, route)
+        call = passes(partial(forced, theta=theta), x, of, gradient)
+        output = call()
+        return call, taken[-1] if taken else "", output
+
+    calls["planner"] = passes(partial(model, theta=theta), x, model, gradient)
     start = time.perf_counter()
-    label, expected = _label("planner", calls["planner"])
-    labels = {"planner": label}
+    _, label, expected = per_sample(model)
+    labels = {"planner": label or "planner"}
     compared = ROUTES if time.perf_counter() - start < TOO_LONG else ()
-    around: dict[str, Any] = {}
+    rivals = []
     for route in compared:
-        call = passes(per_sample, x, model, gradient)
-        label, output = _label(route, call, route)
+        call, label, output = per_sample(model, route)
         if label == route:
-            calls[route], around[route] = call, partial(taking, route)
+            calls[route] = call
+            rivals.append(route)
             _same(output, expected)
     autotune = getattr(tuned, "autotune", None)
     if compared and autotune is not None:
         with torch.set_grad_enabled(backward):
             autotune(x.clone().requires_grad_(backward), theta=theta)
-        calls["autotuned"] = passes(partial(per_sample, of=tuned), x, tuned, gradient)
-        labels["autotuned"], output = _label("autotuned", calls["autotuned"])
+        calls["autotuned"] = passes(partial(tuned, theta=theta), x, tuned, gradient)
+        _, label, output = per_sample(tuned)
+        labels["autotuned"] = label or "autotuned"
         _same(output, expected)
     spent, least = (0.02, 2) if quick else (0.5, 3)
     # Finding the labels was the first warm call.
-    timings = interleave(calls, seconds or spent, least=least, warm=1, rivals=list(around), patience=1.0, around=around)
+    timings = interleave(calls, seconds or spent, least=least, warm=1, rivals=rivals, patience=1.0)
     return {"layer": case.name, "family": family, "pass": "both" if backward else "forward", **judged(timings, labels)}
-
-
-def _label(name: str, call: Call, route: str | None = None) -> tuple[str, object]:
-    """The route that a call takes, and what it gives."""
-    with taking(route) as taken:
-        output = call()
-    return (taken[-1] if taken else name), output
 
 
 def _same(output: object, expected: object) -> None:

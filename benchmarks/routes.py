@@ -5,45 +5,43 @@ Everything else here uses the public interface.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from unittest import mock
+from collections.abc import Callable
 
 from torch import Tensor
 
 import weightmorph as wm
-from weightmorph.execution import planner, rule
-from weightmorph.execution.batch import Batch
-from weightmorph.execution.making import make
-from weightmorph.terms import WeightExpression
+from weightmorph.execution import Observer, Step, candidates
 
 ASIDE = ", low rank on activations"
 ROUTES = ("factored", "grouped", f"grouped{ASIDE}", "product", f"product{ASIDE}")
 """The routes that are tried on every layer under one θ per sample."""
 
 
-@contextlib.contextmanager
-def taking(route: str | None) -> Iterator[list[str]]:
-    """Within it, convolutions and linear layers take one of [`ROUTES`][], or what the planner says for None.
+def taking(model: wm.Conditioned, route: str | None) -> tuple[Callable[..., Tensor], list[str]]:
+    """The model's call, with its convolutions and linear layers on one of [`ROUTES`][].
 
-    Yields:
-        a list that gathers the route that each such layer took. Where a layer or a family has not the one that was
-        asked for, it is the planner's.
+    Args:
+        model: the model.
+        route: the route; None leaves the choice to the planner.
+
+    Returns:
+        the call, and a list that gathers the route that each such layer took. Where a layer or a family does not have
+        the route that was asked for, it is the planner's.
     """
     taken: list[str] = []
-    decide = planner.within_memory  # what the rule or a measured plan chose passes through it
 
-    def decided(
-        batch: Batch, where: str, expression: WeightExpression, chosen: rule.Plan, layer: rule.Layer
-    ) -> rule.Plan:
-        known = rule.candidates(rule.kinds(expression), layer) if route else []
-        chosen = next((plan for plan in known if plan.name == route), chosen)
-        chosen = decide(batch, where, expression, chosen, layer)
-        taken.append(chosen.name)
-        return chosen
+    def observer(step: Step) -> Tensor:
+        plans = candidates(step.expression.kinds, step.layer) if route else []
+        plan = next((plan for plan in plans if plan.name == route), step.plan)
+        taken.append(plan.name)
+        return step.run(plan)
 
-    with mock.patch.object(planner, "within_memory", decided):
-        yield taken
+    return observed(model, observer), taken
+
+
+def observed(model: wm.Conditioned, observer: Observer) -> Callable[..., Tensor]:
+    """The model's call under an observer, which carries out each layer with one θ per sample."""
+    return model.observed(observer)
 
 
 def made(model: wm.Conditioned, angle: Tensor) -> dict[str, Tensor]:
@@ -51,7 +49,6 @@ def made(model: wm.Conditioned, angle: Tensor) -> dict[str, Tensor]:
 
     A peer that runs with our weights must not wait for slower ones than we do.
     """
-    slots = list(model.slots.values())
-    base = {slot.name: model.view.tensor(slot.layer, slot.attribute) for slot in slots}
-    code = model._encode(model._prepare({"angle": angle}))
-    return {name: make(expression) for name, expression in model.transform.expressions(slots, base, code).items()}
+    code = model.encode(angle=angle)
+    expressions = model.transform.expressions(list(model.slots.values()), model.base.frozen, code)
+    return {name: e.materialise() for name, e in expressions.items()}

@@ -1,11 +1,10 @@
-"""Serving: 64 clients at once, each with its own θ, against two servers that batch them and two that do not.
+"""Serving: 64 clients at once, each with its own θ, on a server that batches them and on two that do not.
 
     python benchmarks/serving.py [--quick] [--threads 1] [--requests 10000] [--clients 64]
 
 | server | what it runs |
 |---|---|
 | together | `weightmorph.serving` as it comes: requests that wait are one call with one θ per sample |
-| together, on LitServe | the same model and limits under `--engine litserve`, with one worker |
 | one at a time | the same, with `batch=1`: a call for each request |
 | one baked network per θ | the same HTTP, and behind it 64 plain networks, each made for one client's θ |
 
@@ -28,7 +27,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +37,11 @@ from timing import parser, say, table, times, write
 from torch import Tensor, nn
 
 import weightmorph as wm
-from weightmorph.serving import Inputs, Limits, lit_run, run
+from weightmorph.serving import Inputs, Limits, run
 
 NETWORK, FAMILY = "demo CNN 28²", "full sum"
-TOGETHER, LITSERVE, ALONE, BAKED = "together", "together, on LitServe", "one at a time", "one baked network per θ"
-SERVERS = (TOGETHER, LITSERVE, ALONE, BAKED)
+TOGETHER, ALONE, BAKED = "together", "one at a time", "one baked network per θ"
+SERVERS = (TOGETHER, ALONE, BAKED)
 IMAGES = 128
 TOLERANCE = 1e-5
 
@@ -69,23 +67,13 @@ class Baked:
         return torch.cat([self.networks[angle](row) for angle, row in rows])
 
 
-def in_worker(threads: int) -> wm.Conditioned:
-    """The model in LitServe's worker, which is a process of its own."""
-    torch.set_num_threads(threads)
-    return made()[0]
-
-
 def serve(kind: str, options: argparse.Namespace) -> None:
     """One of the servers, on a free port that it prints."""
     torch.set_num_threads(options.threads[0])
     model, x = made()
     backend = Baked(model, angles(options.clients).tolist()) if kind == BAKED else None
     inputs, limits = Inputs(tuple(x.shape[1:])), Limits(batch=1 if kind == ALONE else 64, timeout=600)
-    ready = lambda address: print(address, flush=True)  # noqa: E731
-    if kind == LITSERVE:
-        lit_run(model, inputs, port=0, limits=limits, make=partial(in_worker, options.threads[0]), ready=ready)
-    else:
-        run(model, inputs, port=0, limits=limits, backend=backend, ready=ready)
+    run(model, inputs, port=0, limits=limits, backend=backend, ready=lambda address: print(address, flush=True))
 
 
 @contextlib.contextmanager

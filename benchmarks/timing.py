@@ -23,7 +23,6 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -39,7 +38,6 @@ RESULTS = ROOT / "benchmarks" / "results"
 Call = Callable[[], object]
 HOPELESS, SHORT = 2.5, 0.1
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # of glibc's mallopt, see malloc.h
-Around = Callable[[], AbstractContextManager[object]]
 
 
 # Time
@@ -65,7 +63,6 @@ def interleave(
     warm: int = 2,
     rivals: Collection[str] = (),
     patience: float = float("inf"),
-    around: Mapping[str, Around] | None = None,
 ) -> dict[str, Timing]:
     """Time calls round-robin: every round times each once, in an order of its own.
 
@@ -83,17 +80,15 @@ def interleave(
             timed in two rounds, or, if that is beyond patience as well, in the warm one alone.
         patience: a call that takes longer, in seconds, is timed in two rounds; one that takes five times that long
             only when warm.
-        around: contexts that are entered around a call, outside the clock.
     """
-    names, contexts = list(calls), around or {}
+    names = list(calls)
 
     def once(name: str, settle: bool = False) -> float:
-        with contexts.get(name, contextlib.nullcontext)():
-            if settle and before[name] < SHORT:
-                calls[name]()
-            start = time.perf_counter()
+        if settle and before[name] < SHORT:
             calls[name]()
-            return time.perf_counter() - start
+        start = time.perf_counter()
+        calls[name]()
+        return time.perf_counter() - start
 
     before = {name: once(name) for name in names}
     for _ in range(warm - 1):

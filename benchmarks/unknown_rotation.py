@@ -299,20 +299,12 @@ def main() -> None:
         add(f"angle given, off by {off:g}°", "-", told(model, off), one)
     add("head", "1", inferred(model, method="head"), one)
     add("head, then entropy at 3 peaks", "1", inferred(model), one)
-    add("the same, 2 gradient steps", "1", inferred(model, steps=2), one)
     add("search: entropy, 36 angles", "1", inferred(model, method="search"), few)
     add("search: agreement, 36 angles", "1", inferred(model, method="search", objective="agreement"), few)
-    add(
-        "search: entropy, 12 angles, 3 gradient steps",
-        "1",
-        inferred(model, method="search", candidates=12, steps=3),
-        few,
-    )
     add("basin hopping on entropy", "1", hopping(model, options.seed), alone, single=True)
     batch: dict[str, Any] = {"pool": "batch"}
     add("head", f"{SHARED}", inferred(model, method="head", **batch), many)
     add("head, then entropy at 3 peaks", f"{SHARED}", inferred(model, **batch), many)
-    add("the same, 3 gradient steps", f"{SHARED}", inferred(model, steps=3, **batch), few_together)
     add("search: entropy, 36 angles", f"{SHARED}", inferred(model, method="search", **batch), few_together)
     agreement = inferred(model, method="search", objective="agreement", **batch)
     add("search: agreement, 36 angles", f"{SHARED}", agreement, few_together)

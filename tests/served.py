@@ -142,7 +142,7 @@ def started(folder: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], i
         assert "http://127.0.0.1:" in line, (line, process.communicate(timeout=10))
         yield process, int(line.partition("http://127.0.0.1:")[2].partition(":")[0].partition(" ")[0]), model
     finally:
-        process.terminate()  # which ends what it has started, too
+        process.terminate()
         try:
             process.communicate(timeout=30)
         except subprocess.TimeoutExpired:

@@ -87,6 +87,11 @@ def test_flags_prevail_wherever_they_stand(folder: Path) -> None:
     assert job.rest["grid"] == 2
 
 
+def test_the_next_command_can_be_pasted(folder: Path) -> None:
+    done = run("fit", "--config", "config.yaml", "--trainer.steps", "0", "--out", "my run")
+    assert "weightmorph evaluate --config 'my run/fit.yaml'" in done.out
+
+
 def test_the_model_may_come_first(folder: Path) -> None:
     assert parse(["summary", "m.safetensors", "--base", "a:b"]).options.model == "m.safetensors"
 
@@ -130,6 +135,11 @@ def test_summary_export_and_doctor(folder: Path) -> None:
     assert other.code == FAILED
     assert "it cannot be used" in other.out
     assert "another base" in other.out
+
+
+def data(source: str, take: Any = None, **arguments: Any) -> Any:
+    """What `--data` gives."""
+    return sources.read({"data": source, "data_options": arguments, "data_take": take}, "data")
 
 
 def base() -> nn.Module:
@@ -187,6 +197,7 @@ def test_a_report(folder: Path) -> None:
     fitted(folder)
     done = run("evaluate", "--config", "run/fit.yaml", "--report", "true", "--grid", "2", "--rounds", "0")
     assert done.code == DONE, done.err
+    assert "report.html" in done.out
     assert "<html" in (folder / "run" / "report.html").read_text("utf-8")
 
 
@@ -227,7 +238,7 @@ def test_weights_are_read_without_running_code(folder: Path) -> None:
         assert not again.training
     with pytest.raises(ConfigError, match=r"w.pt is no state_dict \(it holds state_dict, epoch\); name its entry"):
         tensors(Path("w.pt"))
-    with pytest.raises(ConfigError, match="of another shape: weight"):
+    with pytest.raises(ConfigError, match="size mismatch for weight"):
         network(parse([*argv, "--weights", "w.safetensors", "--base_options.in_features", "4"]).options)
 
     class Bomb:
@@ -263,20 +274,20 @@ def test_a_folder_of_images(folder: Path) -> None:
         (folder / "photos" / label).mkdir(parents=True)
         for number in range(2):
             Image.new("RGB", (10, 8), (value, 0, 0)).save(folder / "photos" / label / f"{number}.png")
-    data = sources.load("folder:photos", {"size": [4, 6], "mean": 0.5, "std": [1.0, 1.0, 0.5]}, None, "data")
-    assert len(data) == 4
-    x, y = data[3]
+    photos = data("folder:photos", size=[4, 6], mean=0.5, std=[1.0, 1.0, 0.5])
+    assert len(photos) == 4
+    assert photos.names == ["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png"]
+    x, y = photos[3]
     assert x.shape == (3, 4, 6)
-    assert (int(y), data.classes) == (1, ["cat", "dog"])
+    assert (int(y), photos.classes) == (1, ["cat", "dog"])
     torch.testing.assert_close(x[:, 0, 0], torch.tensor([0.5, -0.5, -1.0]))
-    assert sources.example(data, "data").shape == (1, 3, 4, 6)
-    plain = sources.load("folder:photos/cat", {"channels": 1}, None, "data")
-    assert plain[0].shape == (1, 8, 10)
+    assert sources.example(photos, "data").shape == (1, 3, 4, 6)
+    assert data("folder:photos/cat", channels=1)[0].shape == (1, 8, 10)
     with pytest.raises(ConfigError, match="class subfolders"):
-        sources.labelled(plain, "data")
+        sources.labelled({"data": "folder:photos/cat", "data_options": {}, "data_take": None}, "data")
     (folder / "photos" / "cat" / "0.png").write_bytes(b"no image")
     with pytest.raises(ConfigError, match=r"0\.png cannot be read as an image"):
-        data[0]
+        photos[0]
 
 
 def test_idx_and_npz(folder: Path) -> None:
@@ -287,19 +298,19 @@ def test_idx_and_npz(folder: Path) -> None:
 
     (folder / "t10k-images-idx3-ubyte").write_bytes(idx(pixels))
     (folder / "t10k-labels-idx1-ubyte").write_bytes(idx(np.array([1, 2], np.uint8)))
-    x, y = sources.load("idx:.", {"split": "test"}, None, "data")
+    x, y = data("idx:.", split="test")
     assert x.shape == (2, 1, 3, 4)
     assert float(x.max()) == pytest.approx(23 / 255)
     assert y.tolist() == [1, 2]
     (folder / "t10k-labels-idx1-ubyte").write_bytes(idx(np.array([1, 2], np.uint8))[:-1])
     with pytest.raises(ConfigError, match="no IDX file of bytes with 1 axes, or is cut short"):
-        sources.load("idx:.", {"split": "test"}, None, "data")
+        data("idx:.", split="test")
     np.savez(folder / "some.npz", x=np.zeros((5, 1, 6, 6), np.float32), y=np.zeros(5, np.int64))
-    x, y = sources.load("npz:some.npz", {}, None, "data")
+    x, y = data("npz:some.npz")
     assert x.shape == (5, 1, 6, 6)
     np.savez(folder / "code.npz", x=np.array([print], object))
     with pytest.raises(ConfigError, match=r"cannot be read as .npz"):
-        sources.load("npz:code.npz", {}, None, "data")
+        data("npz:code.npz")
 
 
 # Recipes
@@ -310,6 +321,7 @@ def test_recipes_in_their_forms() -> None:
         "Warp + LowRank(8)",
         ["Warp", {"type": "LowRank", "rank": 8}],
         {"type": "Sum", "parts": [{"type": "Warp"}, {"type": "LowRank", "rank": 8}]},
+        [{"class_path": "weightmorph.Warp"}, {"class_path": "LowRank", "init_args": {"rank": 8}}],
     ]
     made = [weight_transform(form) for form in forms]
     assert {tuple(str(part.config()) for part in one.parts) for one in made} == {
@@ -322,6 +334,8 @@ def test_recipes_in_their_forms() -> None:
     flip = parameters({"flip": "Categorical([no, yes], affine=flip_x)"})["flip"]
     assert flip == wm.Categorical(("no", "yes"), affine="flip_x")
     assert parameters({"iso": "LogInterval(100, 6400, unit=ISO)"})["iso"].unit == "ISO"
+    hidden = weight_transform({"class_path": "torch.nn.Linear", "init_args": {"in_features": 3, "out_features": 2}})
+    assert isinstance(hidden, wm.Custom)
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from shell import run, standing_in
 
 import weightmorph as wm
 from weightmorph.cli import DONE, UNUSABLE
 from weightmorph.cli.recipes import input_transform, parameters
-
-pytest.importorskip("weightmorph.infer")
-pytest.importorskip("weightmorph.compare")
 
 
 @pytest.fixture
@@ -68,6 +66,16 @@ def test_infer_for_all_images_and_with_what_is_known(trained: Path) -> None:
         refused = run("infer", "--config", "run/fit.yaml", *argv)
         assert refused.code == UNUSABLE, refused.err
         assert told in refused.err
+
+
+def test_infer_names_the_files_of_a_folder(trained: Path, folder: Path) -> None:
+    (folder / "photos").mkdir()
+    for name in ("b.png", "a.png"):
+        Image.new("L", (6, 6), 100).save(folder / "photos" / name)
+    argv = ["--test_data", "folder:photos", "--test_data_options", "{channels: 1}", "--method", "head"]
+    done = run("infer", "--config", "run/fit.yaml", *argv)
+    assert done.code == DONE, done.err
+    assert [(row["image"], row["file"]) for row in rows(trained / "inferred.csv")] == [("0", "a.png"), ("1", "b.png")]
 
 
 @pytest.mark.slow

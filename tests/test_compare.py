@@ -218,4 +218,4 @@ def test_a_conditioned_network_has_its_transform() -> None:
 
 def test_an_interval_as_well() -> None:
     found = run(input_transform=Blur(parameter=Interval(0.0, 2.0)), one4one=2)
-    assert found.evaluation["One4One, nearest of 2"].told
+    assert found.evaluation["One4One, nearest of 2"].needs_theta

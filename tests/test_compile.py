@@ -132,8 +132,7 @@ def test_a_compiled_call_leaves_nothing_behind() -> None:
     before = model(x, angle=theta)
     for _ in range(2):
         fast(x, angle=theta)
-        scope = model._fixed[0]
-        assert not scope.made and scope.batch is None and scope.remake is None
+        assert model.base.traced.current.context is None
         assert torch.equal(model(x, angle=theta), before)
     assert torch.equal(model(x, angle=0.0), model.frozen()(x))
 

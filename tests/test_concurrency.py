@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 import tempfile
 import threading
@@ -18,6 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from zoo import shake
 
 import weightmorph as wm
+from weightmorph.execution import LazyWeights
+from weightmorph.model.call import bind
+from weightmorph.model.weights import call_weights
 
 
 class Net(nn.Module):
@@ -94,7 +98,7 @@ def test_checkpointing_around_the_model(theta: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["reentrant", "non_reentrant"])
 def test_two_checkpointed_calls_before_one_backward(kind: str) -> None:
-    """The scope of the first call outlives the second."""
+    """The weights of the first call outlive the second."""
     plain, x = make()
     checked, _ = make(kind)
     results = []
@@ -117,6 +121,31 @@ def test_backward_on_another_thread(kind: str | None) -> None:
     thread.join()
     _, expected = run(plain, x, THETA["per_sample"])
     close((loss.detach(), gradients(model)), (loss.detach(), expected))
+
+
+@pytest.mark.parametrize("theta", list(THETA))
+def test_a_call_is_a_value(theta: str) -> None:
+    """A bound call cannot be changed, and gives the same however often, and after whatever other call, it is run."""
+    model, x = make()
+    call = bind(model, (x,), {"angle": THETA[theta]})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        call.grad = False  # type: ignore[misc]
+    weights = call_weights(model, call)
+    before = model.base.run(weights, call)
+    model(x, angle=90.0)
+    assert torch.equal(model.base.run(weights, call), before) and torch.equal(model(x, angle=THETA[theta]), before)
+
+
+def test_a_block_without_gradients_gets_weights_of_its_own() -> None:
+    """A weight that was read without gradients is rebuilt at that read and at all later ones, and at no other."""
+    model, _ = make()
+    frozen = model.base.frozen
+    weights = LazyWeights(frozen, lambda name: -frozen[name], grad=True)
+    one, other = "one.0.weight", "two.0.weight"
+    assert weights.read(one) is frozen[one]
+    with torch.no_grad():
+        assert torch.equal(weights.read(one), -frozen[one])
+    assert torch.equal(weights.read(one), -frozen[one]) and weights.read(other) is frozen[other]
 
 
 def test_threads_calling_one_model_do_not_see_each_other() -> None:
@@ -182,8 +211,7 @@ def test_deepcopy_shares_the_base_and_not_the_transform() -> None:
     model, x = make()
     other = copy.deepcopy(model)
     torch.testing.assert_close(other(x, angle=33.0), model(x, angle=33.0), rtol=0, atol=0)
-    slot = model.slots["one.0.weight"]
-    assert other.view.tensor(slot.layer, slot.attribute) is model.view.tensor(slot.layer, slot.attribute)
+    assert other.base.frozen["one.0.weight"] is model.base.frozen["one.0.weight"]
     shake(other, seed=5)
     assert not torch.allclose(other(x, angle=33.0), model(x, angle=33.0))
 
@@ -201,8 +229,7 @@ def test_moves_leave_the_users_net_where_it_is() -> None:
     net = Net()
     model = wm.condition(net, {"angle": wm.Angle()}, wm.LowRank(2))
     weight = net.one[0].weight
-    slot = model.slots["one.0.weight"]
-    assert model.view.tensor(slot.layer, slot.attribute).data_ptr() == weight.data_ptr()
+    assert model.base.frozen["one.0.weight"].data_ptr() == weight.data_ptr()
     model.double()
     assert weight.dtype == torch.float32 and net.one[0].weight is weight
     assert model(torch.randn(2, 1, 7, 7).double(), angle=[1.0, 2.0]).dtype == torch.float64

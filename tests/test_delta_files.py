@@ -1,4 +1,4 @@
-"""Deltas in files, alone and with a book: what is in them, and what is refused."""
+"""Deltas in files: what is in them, and what is refused."""
 
 from __future__ import annotations
 
@@ -22,26 +22,21 @@ from weightmorph.deploy.delta.change import Change, Piece
 from weightmorph.terms import Term
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["alone", "with_book"])
 @pytest.mark.parametrize("family", list(FAMILIES))
-def test_a_file_gives_the_same_weights(family: str, shared: bool, tmp_path: Path) -> None:
-    """Bit for bit, alone or with its book; and the same bytes for the same model."""
+def test_a_file_gives_the_same_weights(family: str, tmp_path: Path) -> None:
+    """Bit for bit; and the same bytes for the same model."""
     net, model, _ = make(family)
-    book = wm.DeltaBook.of(model) if shared else None
-    if book is not None:
-        book.save(tmp_path / "book.safetensors")
     for angle in (30.0, 0.0):
         delta = wm.Delta.of(model, angle=angle)
-        path = delta.save(tmp_path / "delta.safetensors", book=book)
+        path = delta.save(tmp_path / "delta.safetensors")
         again = wm.Delta.load(path)
         assert again.theta == {"angle": angle} and list(again.changes) == list(delta.changes)
         with wm.apply_delta(net, again):
             same_weights(net, model.bake(angle=angle))
         content = path.read_bytes()
-        again.save(path, book=wm.DeltaBook.load(tmp_path / "book.safetensors") if shared else None)
+        again.save(path)
         assert path.read_bytes() == content
-    names = {"delta.safetensors"} | ({"book.safetensors"} if shared else set())
-    assert {p.name for p in tmp_path.iterdir()} == names
+    assert [p.name for p in tmp_path.iterdir()] == ["delta.safetensors"]
 
 
 def test_factors_stay_factors(tmp_path: Path) -> None:
@@ -66,24 +61,10 @@ def test_what_is_smaller_as_a_tensor_is_stored_as_one(tmp_path: Path) -> None:
     loaded = wm.Delta.load(path)
     assert {p.kind for c in loaded.changes.values() for p in c.pieces} == {"Dense"}
     assert loaded.nbytes == delta.nbytes == sum(4 * model.slots[n].outputs * _columns(model, n) for n in delta.changes)
-    book = wm.DeltaBook.of(model)
-    assert book.nbytes == 2 * delta.nbytes
-    page = delta.save(tmp_path / "p.safetensors", book=book)
-    assert len(page.read_bytes()) < 2_000
 
 
 def _columns(model: wm.Conditioned, name: str) -> int:
     return torch.Size(model.slots[name].shape).numel() // model.slots[name].outputs
-
-
-def test_a_page_is_small_and_holds_what_follows_the_setting(tmp_path: Path) -> None:
-    """Rank 2 on three tensors: six gains."""
-    _net, model, _ = make("lowrank")
-    book = wm.DeltaBook.of(model)
-    page = wm.Delta.of(model, angle=30.0).save(tmp_path / "p.safetensors", book=book)
-    with safe_open(page, framework="pt") as file:
-        assert [(n, tuple(file.get_tensor(n).shape)) for n in file.keys()] == [("float32", (2 * 4,))]  # noqa: SIM118
-    assert page.stat().st_size < 1_500
 
 
 def test_a_term_of_ones_own_is_stored_as_its_tensor() -> None:
@@ -99,8 +80,8 @@ def test_a_term_of_ones_own_is_stored_as_its_tensor() -> None:
 
     slot = wm.condition(nn.Linear(4, 3), SPACE, wm.LowRank(1)).slots["weight"]
     piece = Piece.of(Own(slot), torch.zeros(3, 4))
-    assert piece.kind == "Dense" and torch.equal(piece.carried["delta"], torch.full((3, 4), 2.0))
-    assert torch.equal(Change(slot, (piece,)).weight(torch.ones(3, 4)), torch.full((3, 4), 3.0))
+    assert piece.kind == "Dense" and torch.equal(piece.tensors["delta"], torch.full((3, 4), 2.0))
+    assert torch.equal(Change(slot, (piece,)).expression(torch.ones(3, 4)).dense(), torch.full((3, 4), 3.0))
 
 
 def test_a_delta_does_not_follow_training_and_can_be_pickled() -> None:
@@ -113,32 +94,14 @@ def test_a_delta_does_not_follow_training_and_can_be_pickled() -> None:
         same_weights(net, expected)
 
 
-def test_files_of_another_kind_and_books_of_another_model_are_refused(tmp_path: Path) -> None:
+def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
     net, model, _ = make("lowrank")
-    book = wm.DeltaBook.of(model)
-    delta = wm.Delta.of(model, angle=30.0)
     model.save(tmp_path / "model.safetensors")
-    page = delta.save(tmp_path / "page.safetensors", book=book)
-    with pytest.raises(errors.CheckpointError, match=r"needs its book, which was not saved"):
-        wm.Delta.load(page)
-    book.save(tmp_path / "book.safetensors")
-    page = delta.save(tmp_path / "page.safetensors", book=book)
-    alone = delta.save(tmp_path / "alone.safetensors")
-    with pytest.raises(errors.CheckpointError, match=r"expected a delta .* holds a model: weightmorph\.load"):
+    path = wm.Delta.of(model, angle=30.0).save(tmp_path / "delta.safetensors")
+    with pytest.raises(errors.CheckpointError, match=r"expected a delta.* holds a model: weightmorph\.load"):
         wm.Delta.load(tmp_path / "model.safetensors")
     with pytest.raises(errors.CheckpointError, match=r"expected a model, and the file holds a delta: .*Delta\.load"):
-        wm.load(alone, net)
-    with pytest.raises(errors.CheckpointError, match=r"expected the book .* holds a delta"):
-        wm.DeltaBook.load(alone)
-    shake(model, seed=9)
-    with pytest.raises(errors.CheckpointError, match=r"0\.weight.*trained on needs a new book"):
-        wm.Delta.of(model, angle=30.0).save(page, book=book)
-    with pytest.raises(errors.CheckpointError, match="belongs to another book"):
-        wm.Delta.load(page, book=wm.DeltaBook.of(model))
-    (tmp_path / "book.safetensors").unlink()
-    with pytest.raises(errors.CheckpointError, match=r"needs its book, book\.safetensors with digest"):
-        wm.Delta.load(page)
-    assert wm.Delta.load(page, book=book).theta == {"angle": 30.0}
+        wm.load(path, net)
     with pytest.raises(FileNotFoundError):
         wm.Delta.load(tmp_path / "none.safetensors")
 
@@ -171,10 +134,9 @@ def test_what_is_wrong_with_a_delta_is_said(edit: str, tmp_path: Path) -> None:
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("save", ["delta", "page", "book"])
-def test_a_failed_write_leaves_the_old_file(save: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, model, _ = make("lowrank")
-    book, delta = wm.DeltaBook.of(model), wm.Delta.of(model, angle=30.0)
+    delta = wm.Delta.of(model, angle=30.0)
     path = tmp_path / "file.safetensors"
     path.write_bytes(b"old")
 
@@ -183,9 +145,5 @@ def test_a_failed_write_leaves_the_old_file(save: str, tmp_path: Path, monkeypat
 
     monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        {
-            "delta": lambda: delta.save(path),
-            "page": lambda: delta.save(path, book=book),
-            "book": lambda: book.save(path),
-        }[save]()
+        delta.save(path)
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -47,7 +47,9 @@ def test_theta_missing() -> None:
 
 
 def test_theta_unknown() -> None:
-    with pytest.raises(errors.UnknownParameterError, match=r"'agnle'.*conditioned on angle; did you mean 'angle'"):
+    with pytest.raises(
+        errors.UnknownParameterError, match=r"'agnle'.*conditioned on angle, and the base takes .*did you mean 'angle'"
+    ):
         model()(X, agnle=3.0)
     with pytest.raises(TypeError):
         model().bake(angle=3.0, blur=1.0)
@@ -325,6 +327,23 @@ def test_parameters_that_clash_with_the_bases_keywords() -> None:
         wm.condition(Net(), {"scale": wm.Interval(0.0, 1.0)}, wm.Scale())
 
 
+@pytest.mark.parametrize(
+    ("name", "method"), [("fold", "bake"), ("rounds", "autotune"), ("self", "forward"), ("in", "")]
+)
+def test_parameters_that_cannot_be_keywords(name: str, method: str) -> None:
+    words = rf"an argument of {method}\(\)" if method else "keyword of Python"
+    with pytest.raises(errors.BaseError, match=rf"parameter '{name}' is .*{words}; give the parameter another name"):
+        wm.condition(Net(), {name: wm.Interval(0.0, 1.0)}, wm.Scale())
+
+
+@pytest.mark.parametrize("name", ["args", "kwargs", "theta", "name", "path"])
+def test_other_parameter_names_are_free(name: str) -> None:
+    """A method that collects its arguments under a name leaves that name to the parameters."""
+    m = wm.condition(Net(), {name: wm.Interval(0.0, 1.0)}, wm.Scale())
+    assert m(X, **{name: 0.5}).shape == m.bake(**{name: 0.5})(X).shape
+    assert list(m.weights(**{name: 0.5})) == list(m.slots) and m.summary(X, **{name: [0.5] * len(X)})
+
+
 def test_bases_of_the_wrong_kind() -> None:
     with pytest.raises(errors.BaseError, match=r"expected an nn.Module"):
         wm.condition(lambda x: x, ANGLE, wm.Scale())  # type: ignore[arg-type]
@@ -379,3 +398,15 @@ def test_a_failed_call_leaves_the_model_usable() -> None:
         m(X, angle=[1.0])
     torch.testing.assert_close(m(X, angle=0.0), m.frozen()(X))
     assert all(torch.equal(before[k], v) for k, v in m.state_dict().items())
+
+
+@pytest.mark.parametrize("route", ["factord", 3])
+def test_a_route_that_does_not_exist(route: object) -> None:
+    with pytest.raises(errors.ExecutionError, match="route: expected None or one of factored, grouped"):
+        model().route = route  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("limit", ["4GB", -1, True, 1.5])
+def test_a_memory_limit_that_is_no_number_of_bytes(limit: object) -> None:
+    with pytest.raises(errors.ExecutionError, match="memory_limit: expected a number of bytes"):
+        model().memory_limit = limit  # type: ignore[assignment]

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from weightmorph.errors import CheckpointError, InputError, ParameterError
 from weightmorph.estimation import attach, infer
-from weightmorph.evaluation import Contender, Evaluation, Row, accuracy, evaluate, setting_text, write_atomically
+from weightmorph.evaluation import Contender, Evaluation, Row, accuracy, evaluate, setting_text
 from weightmorph.inputs import Blur, Brightness, Compose, InputTransform, Noise, Rotate
 from weightmorph.model import Conditioned, condition
 from weightmorph.parameters import Angle, Categorical, Interval, LogInterval, ParameterSpace
@@ -296,7 +296,7 @@ def test_grids(pair: tuple[Tensor, Tensor]) -> None:
 def test_one_theta_per_image_that_cannot_be_is_left_out(pair: tuple[Tensor, Tensor]) -> None:
     """A layer that cannot have one θ per sample leaves that time unknown, and everything else as it is."""
     model = condition(network(), {"angle": Angle("deg")}, LowRank(1))
-    model.folded = ["0.weight"]
+    model.spec = dataclasses.replace(model.spec, merged=("0.weight",))
     found = evaluate(model, pair, Rotate(), grid=2, rounds=1)
     assert found.ours.cost is not None
     assert found.ours.cost_each is None
@@ -330,8 +330,8 @@ TOLD = {
     "a plain network": "expected a conditioned network, got Flatten",
     "a plain function": "subclass of InputTransform",
     "another name": "expected the model's parameters angle, got turn",
-    "another unit": "unit 'deg' in the model and 'rad'",
-    "another anchor": "anchor 0.0 in the model and 30.0",
+    "another unit": "'angle' is in deg for the model and in rad",
+    "another anchor": "anchor at 0.0 for the model and at 30.0",
     "a baseline": "did you mean 'frozen'",
     "a taken name": "'frozen' is not free",
     "no network": "'One4All' to be a network",
@@ -410,7 +410,7 @@ def test_offsets_equal_a_slow_loop(model: Conditioned, pair: tuple[Tensor, Tenso
             hits = [(model.bake(angle=angle + side * off)(turned).argmax(1) == y).double() for side in (1, -1)]
             values.append(float(sum(hits).mean()) / 2)  # type: ignore[union-attr]
         row = found[f"angle off by {off:g}°"]
-        assert row.values == pytest.approx(values, abs=1e-9) and row.role == "offset" and row.told
+        assert row.values == pytest.approx(values, abs=1e-9) and row.role == "offset" and row.needs_theta
     assert found["angle off by 70°"].mean < found.ours.mean
 
 
@@ -451,7 +451,7 @@ def test_inferred_rows_are_what_infer_gives(model: Conditioned, pair: tuple[Tens
         assert row.off is not None
         assert row.off["angle"] == pytest.approx(float(torch.cat(away[name]).double().quantile(0.5)), abs=1e-2)
         assert row.abstained == pytest.approx(float(torch.cat(left[name]).double().mean()))
-        assert row.role == "inferred" and not row.told and row.trainable == found.ours.trainable
+        assert row.role == "inferred" and not row.needs_theta and row.trainable == found.ours.trainable
     assert found["θ inferred per image"].cost_each is not None and found["θ inferred per image"].cost is None
     assert found["θ inferred per 4 images"].cost is not None
     remark = next(r for r in found.remarks() if r.startswith("θ inferred per image"))
@@ -491,7 +491,7 @@ def test_a_network_with_settings_of_its_own_is_told_theta(model: Conditioned, pa
             return model.bake(**theta)
 
     found = evaluate(model, pair, Rotate(), grid=4, others={"book": Book(), "plain": network(4)}, rounds=1)
-    assert found["book"].values == found.ours.values and found["book"].told and not found["plain"].told
+    assert found["book"].values == found.ours.values and found["book"].needs_theta and not found["plain"].needs_theta
     assert found["book"].cost is not None and found["book"].cost_each is None
 
 
@@ -624,8 +624,8 @@ def test_advice(case: str) -> None:
 
 ALONE = row("θ inferred per image", 0.94, role="inferred")
 SHARED = row("θ inferred per 64 images", 0.968, role="inferred")
-MISTOLD = row("angle off by 5°", 0.99, role="offset", told=True)
-KNOWN = dataclasses.replace(OURS, told=True)
+MISTOLD = row("angle off by 5°", 0.99, role="offset", needs_theta=True)
+KNOWN = dataclasses.replace(OURS, needs_theta=True)
 UNTOLD = {
     "inferring, by far": (
         [KNOWN, FROZEN, ALONE, SHARED, row("One4All", 0.90)],
@@ -643,7 +643,7 @@ UNTOLD = {
         "image, as good within the noise of ±0.6 points.",
     ),
     "one that is told θ": (
-        [KNOWN, FROZEN, ALONE, row("One4One", 0.99, told=True)],
+        [KNOWN, FROZEN, ALONE, row("One4One", 0.99, needs_theta=True)],
         "infer it for each image: this reaches 94.0 % against 45.0 % for the frozen network",
     ),
     "none inferred": ([KNOWN, FROZEN], ""),
@@ -760,20 +760,6 @@ def test_small_noise_is_not_written_as_none() -> None:
 )
 def test_settings_as_text(parameter: Any, value: float, text: str) -> None:
     assert setting_text({"p": parameter}, {"p": value}) == text
-
-
-def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failure on the way leaves what was there, and nothing beside it."""
-    path = write_atomically(tmp_path / "a" / "b.txt", b"old")
-
-    def full(descriptor: int) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(path.parent.iterdir()) == [path]
 
 
 def test_brightness_inverse_is_exact(pair: tuple[Tensor, Tensor]) -> None:

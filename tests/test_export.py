@@ -17,8 +17,7 @@ from zoo import FAMILIES, conditioned, settings, shake
 
 import weightmorph as wm
 from weightmorph import errors
-from weightmorph.execution import dense as dense_routes
-from weightmorph.layers import convolution as calls
+from weightmorph.layers import TransposedConvolution
 from weightmorph.transforms.lie import exponential
 from weightmorph.transforms.resample import solve
 
@@ -192,7 +191,7 @@ def test_the_model_is_left_as_it_is() -> None:
     before = model(x, angle=ANGLES)
     wm.export_program(model, x, per_sample=True)
     assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
-    assert not model._fixed[0].made and torch.equal(model(x, angle=ANGLES), before)
+    assert model.base.traced.current.context is None and torch.equal(model(x, angle=ANGLES), before)
 
 
 def test_what_cannot_be_exported_is_said() -> None:
@@ -239,20 +238,21 @@ def test_what_cannot_be_exported_is_said() -> None:
 )
 def test_a_transposed_convolution_as_a_plain_one(dims: int, options: dict[str, Any]) -> None:
     """Zeros between the pixels and the kernel reversed give what torch's own gives, sample by sample."""
-    function = calls.TRANSPOSED[dims]
+    function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
     x = torch.randn(2, 4, *(5, 4, 3)[:dims], dtype=torch.float64)
     dense = torch.randn(2, 4, 3, *(3, 2, 4)[:dims], dtype=torch.float64)
 
     def each(name: str, default: int) -> tuple[int, ...]:
         return (options.get(name, default),) * dims
 
-    call = calls.Convolution(
-        function, dims, each("stride", 1), each("padding", 0), each("dilation", 1), options.get("groups", 1),
-        each("output_padding", 0),
-    )  # fmt: skip
-    got = dense_routes._traced_product(call, x, dense, ())
-    expected = torch.cat([function(x[i : i + 1], dense[i], None, **options) for i in range(2)])
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    for traced in (True, False):
+        op = TransposedConvolution(
+            dims, each("stride", 1), each("padding", 0), each("dilation", 1), options.get("groups", 1), traced,
+            each("output_padding", 0),
+        )  # fmt: skip
+        got = op.per_sample(x, [(x, lambda: dense)], "product", (), False)
+        expected = torch.cat([function(x[i : i + 1], dense[i], None, **options) for i in range(2)])
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_the_exponential_that_is_exported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import doctest
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+import zoo
 from torch import Tensor, nn
 from zoo import Bend, shake
 
 import weightmorph as wm
 from weightmorph.slots import Slot
+from weightmorph.transforms import registry
 from weightmorph.transforms.resample import Resampler, covariance
 
 Array = np.ndarray
@@ -355,3 +363,30 @@ def test_translation_moves_a_flattened_map_and_no_kernel() -> None:
     row[0, 5] = 1.0
     moved = wm.Warp(learn=False, nugget=0.0).build(slot, space=space).double()(row, code).dense()
     assert int(moved.argmax()) == 6, "four pixels are one position of a map with four pixels a position"
+
+
+# Joining the library.
+
+
+def test_the_page_on_extending_runs() -> None:
+    """docs/extending.md holds a family, a parameter and an input transform that work as they stand."""
+    page = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
+    result = doctest.testfile(str(page), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.attempted > 10 and not result.failed
+
+
+def test_every_family_of_the_list_is_public_saved_and_tested() -> None:
+    """One entry in `transforms.__all__` does all three; a family that no recipe names is tested with its defaults."""
+    families = [name for name in wm.transforms.__all__ if name != "WeightTransform"]
+    assert set(families) <= set(wm.__all__)
+    assert set(families) - {"Custom"} == set(registry.SHIPPED)
+    assert {getattr(wm, name) for name in families} <= {type(make()) for make in zoo.FAMILIES.values()}
+    joined = zoo.with_defaults({"scale": wm.Scale, "lowrank": lambda: wm.LowRank(2)}, [wm.Scale, wm.LowRank, wm.Lie])
+    assert list(joined) == ["scale", "lowrank", "lie"] and joined["lie"] is wm.Lie
+
+
+@pytest.mark.parametrize("make", [partial(wm.LowRank, 2), partial(wm.Subspace, 2), wm.PerFilter])
+@pytest.mark.parametrize("hidden", ["a", 0, 1.5, True])
+def test_hidden_units_are_counted(make: Callable[..., wm.WeightTransform], hidden: Any) -> None:
+    with pytest.raises(wm.errors.TransformError, match=rf"expected 1 or more hidden units, got {hidden!r}"):
+        make(hidden=hidden)

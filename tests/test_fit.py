@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
-import json
+import inspect
 import logging
 import os
 import pickle
@@ -39,9 +40,11 @@ from weightmorph.estimator import Estimator, estimator_of
 from weightmorph.inputs import Blur, Brightness, Compose, Noise, Rotate
 from weightmorph.model import Conditioned
 from weightmorph.objectives import Distillation, Supervised
+from weightmorph.storage import unpack
 from weightmorph.training import Fit, fine_tune, fit
-from weightmorph.training.agree import agree
+from weightmorph.training.agreement import agree
 from weightmorph.training.data import Source, draw
+from weightmorph.training.options import Options
 from weightmorph.training.prior import _clear
 from weightmorph.training.state import FILE, read
 
@@ -413,15 +416,12 @@ def test_sigterm_leaves_a_checkpoint(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_tensors_and_json(tmp_path: Path) -> None:
     """No pickle; the folder holds one file and no left-overs; the base's weights are not in it."""
-    from safetensors import safe_open
-
     model = small_model()
     train(model, checkpoint=tmp_path)
     assert os.listdir(tmp_path) == [FILE]
-    with safe_open(tmp_path / FILE, framework="pt") as file:
-        keys, about = set(file.keys()), json.loads(file.metadata()["about"])
-    assert {key.removeprefix("module.") for key in keys if key.startswith("module.")} == set(model.state_dict())
-    assert about["settings"]["seed"] == 0 and about["notes"]["total"] == 4
+    header, tensors = unpack(tmp_path / FILE, "training")
+    assert {key.removeprefix("module.") for key in tensors if key.startswith("module.")} == set(model.state_dict())
+    assert header["settings"]["seed"] == 0 and header["notes"]["total"] == 4
 
 
 def test_reading_a_checkpoint_never_runs_code(tmp_path: Path) -> None:
@@ -453,8 +453,13 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    save_file({"a": torch.zeros(1)}, tmp_path / FILE)
-    with pytest.raises(CheckpointError, match="format reads None"):
+    message = r"checkpoint of fit.*not a checkpoint of weightmorph.*release 0\.1.*resume=False"
+    for metadata in ({}, {"format": "weightmorph.fit/1", "about": "{}"}):  # anybody's, and one of release 0.1
+        save_file({"a": torch.zeros(1)}, tmp_path / FILE, metadata)
+        with pytest.raises(CheckpointError, match=message):
+            train(small_model(), checkpoint=tmp_path)
+    small_model().save(tmp_path / FILE)
+    with pytest.raises(CheckpointError, match="state of a training run, and the file holds a model"):
         train(small_model(), checkpoint=tmp_path)
 
 
@@ -487,7 +492,7 @@ def test_the_model_is_given_back_as_it_was() -> None:
     assert modes and all(modes)  # trained in train mode
     assert not model.training and not beside.training and module.training
     assert all(p.grad is None for p in model.parameters())
-    assert model.view.tensor("0", "weight").data_ptr() == net[0].weight.data_ptr()  # type: ignore[union-attr, operator]
+    assert model.base.frozen["0.weight"].data_ptr() == net[0].weight.data_ptr()  # type: ignore[union-attr, operator]
 
 
 def test_global_state_is_left_as_it_was(tmp_path: Path) -> None:
@@ -627,6 +632,10 @@ def test_a_stream_that_ends_is_told_from_one_that_starts_again() -> None:
         ({"batch_size": 0}, "batch_size: expected"),
         ({"settings": 0}, "settings: expected"),
         ({"lr": 0.0}, "lr > 0"),
+        ({"lr": "fast"}, "lr > 0, got 'fast'"),
+        ({"weight_decay": -1.0}, "weight_decay >= 0"),
+        ({"seed": 0.5}, "seed: expected a whole number"),
+        ({"num_workers": -1}, "num_workers: expected"),
         ({"schedule": "linear"}, "'cosine', 'constant' or a function"),
         ({"objective": "destillation"}, "did you mean 'distillation'"),
         ({"transform": None}, "input_transform: expected"),
@@ -638,6 +647,19 @@ def test_a_stream_that_ends_is_told_from_one_that_starts_again() -> None:
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         train(small_model(), **options)
+
+
+def test_options_are_the_arguments_of_fit() -> None:
+    """The names, order and defaults of `Options` are those of the signature, which states them for the reader."""
+    stated = [p for p in inspect.signature(fit).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert [(p.name, p.default) for p in stated] == [(f.name, f.default) for f in dataclasses.fields(Options)]
+
+
+def test_fine_tune_takes_the_options_of_fit_that_need_no_conditioned_model() -> None:
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'epoch'; did you mean 'epochs'"):
+        fine_tune(small_net(), small_data(), BRIGHTNESS, epoch=1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'check_prior'"):
+        fine_tune(small_net(), small_data(), BRIGHTNESS, check_prior=False)
 
 
 def test_what_is_not_conditioned_is_sent_to_fine_tune() -> None:
@@ -927,7 +949,7 @@ def test_fine_tune_needs_to_know_the_range_of_a_functions_parameters() -> None:
 SCRIPT = """
 import sys, torch, weightmorph as wm
 from torch import nn
-from weightmorph.fit import fit
+from weightmorph.training import fit
 from weightmorph.inputs import Brightness
 
 def main(devices, strategy, predict):

@@ -118,25 +118,20 @@ def test_a_plan_is_stored_and_restored(path: Path) -> None:
     same(again, model, x)
 
 
-@pytest.mark.parametrize("plan", ["fast", 3, [1, 2], True, {"0.weight": 7}, {"x": [{"route": "?"}]}], ids=repr)
-def test_a_plan_that_is_none_is_overlooked(plan: Any, path: Path) -> None:
-    """The model answers as ever."""
+PLANS = [
+    "fast", 3, [1, 2], True, {"0.weight": 7}, {"x": [{"route": "?"}]}, {"version": 2, "layers": {}},
+    {"version": 1, "layers": 3}, {"version": 1, "layers": {"0.weight": "x"}},
+    {"version": 1, "layers": {"0.weight": [7, {"batch": "?"}, {"batch": 4, "positions": None, "training": []}]}},
+]  # fmt: skip
+"""What is no plan, or one that no layer has measured: by an edited file, or by another release."""
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=repr)
+def test_a_plan_that_does_not_read_is_ignored(plan: Any, path: Path) -> None:
+    """It is no reason not to load the model, which answers as ever."""
     net, model, x = make("lowrank")
     model.save(path)
     rewrite(path, lambda header, tensors: header.update(plan=plan))
-    same(wm.load(path, net), model, x)
-
-
-def test_a_plan_that_the_engine_does_not_take_is_overlooked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was measured elsewhere, perhaps by another release; the model is what was asked for."""
-    net, model, x = make("lowrank")
-    model.save(path)
-    rewrite(path, lambda header, tensors: header.update(plan={"routes": "?"}))
-
-    def refuse(self: object, plan: object) -> None:
-        raise errors.ExecutionError(f"no plan: {plan}")
-
-    monkeypatch.setattr(wm.Conditioned, "plan", property(lambda self: None, refuse), raising=False)
     same(wm.load(path, net), model, x)
 
 

@@ -29,7 +29,6 @@ from weightmorph.estimation import attach, infer
 from weightmorph.estimation.calls import Calls, Inputs, joined
 from weightmorph.estimation.candidates import lay_out
 from weightmorph.estimation.energy import Agreement, Entropy, resolve
-from weightmorph.estimation.refine import refine
 from weightmorph.estimation.result import spread_of
 from weightmorph.estimator import Axis, Estimator, Tap, estimator_of, peak, probe
 from weightmorph.inputs import InputTransform
@@ -179,37 +178,6 @@ def test_a_few_candidates_are_scored_as_all_are() -> None:
                 chosen = torch.randint(8, (rows, 2), generator=generator)
                 few = Calls(model, Inputs(X.repeat(12, 1, 1, 1)[:rows]), {}, energy, 64)
                 torch.testing.assert_close(few.some(candidates, chosen), every[:rows].gather(1, chosen))
-
-
-@pytest.mark.parametrize("pool", ["image", "batch"])
-@pytest.mark.parametrize("objective", ["entropy", "agreement"])
-def test_steps_go_downhill_and_never_up(pool: Any, objective: Any) -> None:
-    """The gradient leads from a candidate to a lower energy, of each image by itself or of all together."""
-    candidates = 18 if objective == "entropy" else 36
-    truth = DEGREES if pool == "image" else torch.full((21,), 77.0)
-    options: dict[str, Any] = {"pool": pool, "objective": objective, "candidates": {"angle": candidates}}
-    coarse, refined = (infer(ring(), seen(LABELS, truth), steps=steps, **options) for steps in (0, 8))
-    if objective == "entropy":
-        before, after = coarse.score, refined.score
-        miss = [float(away(found["angle"], truth).median()) for found in (coarse, refined)]
-        assert miss[1] < 0.5 * miss[0]
-    else:  # as it is between candidates: neighbours lie one step to each side
-
-        def energy(angle: Tensor) -> Tensor:
-            p = [ring()(seen(LABELS, truth), angle=angle + side).softmax(1) for side in (0.0, 10.0, -10.0)]
-            each = torch.special.entr(torch.stack(p).mean(0)).sum(1).detach()
-            return each.mean() if pool == "batch" else each
-
-        before, after = energy(coarse["angle"]), energy(refined["angle"])
-    assert (after <= before + 1e-5).all() and float(after.mean()) < 0.95 * float(before.mean())
-
-
-def test_steps_stay_within_a_range() -> None:
-    """A gradient that leads out of an interval is followed to its end."""
-    space = {"gain": wm.Interval(0.5, 2.0, anchor=1.0)}
-    model = wm.condition(base(), space, wm.Custom(Divided()))
-    found = infer(model, 3.0 * seen(LABELS, torch.zeros(21)), objective=closeness, candidates=4, steps=6)
-    assert found["gain"].tolist() == pytest.approx([2.0] * 21, abs=1e-5)
 
 
 class Divided(nn.Module):
@@ -369,7 +337,7 @@ def test_peaks_are_local_maxima() -> None:
 
 
 def test_given_candidates() -> None:
-    found = infer(ring(), X, candidates={"angle": [0.0, 20.0, 200.0]}, steps=0)
+    found = infer(ring(), X, candidates={"angle": [0.0, 20.0, 200.0]})
     assert found.posterior.shape == (21, 3)
     assert set(found["angle"].tolist()) <= {0.0, 20.0, 200.0}
 
@@ -449,12 +417,55 @@ def double() -> Conditioned:
 def test_two_parameters_together() -> None:
     gains = torch.linspace(0.6, 1.8, 21)
     x = gains.reshape(-1, 1, 1, 1) * X
-    options: dict[str, Any] = {"objective": closeness, "candidates": {"angle": 24, "gain": 9}, "temperature": 0.5}
-    start, found = infer(double(), x, steps=0, **options), infer(double(), x, steps=6, **options)
+    options: dict[str, Any] = {"objective": closeness, "temperature": 0.5}
+    coarse = infer(double(), x, candidates={"angle": 24, "gain": 9}, **options)
+    fine = infer(double(), x, candidates={"angle": 36, "gain": 15}, **options)
     # A matched filter that is turned too far but has a smaller gain to undo gives the same logit: a ridge, which an
     # objective of the highest logit alone cannot resolve. Its value is found all the same.
-    assert float(found.score.max()) < 0.3 and float(found.score.mean()) < 0.2 * float(start.score.mean())
-    assert found.posterior.shape == (21, 24 * 9)
+    assert float(fine.score.median()) < 0.3 and float(fine.score.median()) < 0.2 * float(coarse.score.median())
+    assert coarse.posterior.shape == (21, 24 * 9)
+
+
+class Three(nn.Module):
+    """W(θ): turned, undoing a gain, and negative for the second lens."""
+
+    def forward(self, weight: Tensor, code: Tensor) -> Tensor:
+        sign = code[..., 3:4] - code[..., 4:5]
+        return Both()(weight, code[..., :3]) * sign.unsqueeze(-1)
+
+
+def triple() -> Conditioned:
+    space = {"angle": ANGLE, "gain": wm.Interval(0.5, 2.0, anchor=1.0, order=1), "lens": wm.Categorical(["a", "b"])}
+    return wm.condition(base(), space, wm.Custom(Three()))
+
+
+@pytest.mark.parametrize("pool", ["image", "batch"])
+def test_three_parameters_are_searched_at_scattered_points(pool: Any) -> None:
+    """The best of 256 points by a slow loop; the points are the same in each call."""
+    found = infer(triple(), X, pool=pool, temperature=0.01)
+    settings = [{name: float(value[k]) for name, value in found.candidates.items()} for k in range(256)]
+    with torch.no_grad():
+        energies = torch.stack([Entropy().answer(triple().at(**setting)(X)) for setting in settings], 1)
+    best = energies.sum(0).argmin() if pool == "batch" else energies.argmin(1)
+    assert all(torch.equal(value, found.candidates[name][best]) for name, value in found.theta.items())
+    assert set(found.theta) == {"angle", "gain", "lens"} and found.posterior.shape[-1] == len(settings)
+
+
+@pytest.mark.parametrize("pool", ["image", "batch"])
+def test_three_parameters_by_the_head_are_not_bound_to_the_points(pool: Any) -> None:
+    model = triple()
+    net = attach(model, X)
+    with torch.no_grad():
+        net.out[0].bias.copy_(torch.randn(36, generator=torch.Generator().manual_seed(0)))
+        weights = net(net.read(model.frozen(), (X,), {}))
+    found = infer(model, X, method="head", pool=pool)
+    for name, value in found.theta.items():
+        grid = model.space[name].grid(2000)
+        density = net.log_density(weights, {name: grid[None]}).detach()
+        top = net.log_density(weights, {name: value.reshape(-1, 1)})[:, 0].detach()
+        if pool == "batch":
+            density, top = density.sum(0, keepdim=True), top.sum(0, keepdim=True)
+        assert (top >= density.amax(1) - 1e-3 * len(X)).all(), name
 
 
 @pytest.mark.parametrize("each", [False, True])
@@ -598,7 +609,7 @@ def test_features_are_standardised() -> None:
 
 
 @pytest.fixture(scope="module")
-def told() -> Conditioned:
+def with_head() -> Conditioned:
     """A ring with a head that was trained on it, without labels."""
     model = ring()
     x = seen(torch.arange(600) % 3, torch.zeros(600)) + 0.02 * torch.randn(600, 1, 1, N)
@@ -606,23 +617,25 @@ def told() -> Conditioned:
     return model
 
 
-def test_a_head_learns_the_angle(told: Conditioned) -> None:
-    found = infer(told, X, method="head")
+def test_a_head_learns_the_angle(with_head: Conditioned) -> None:
+    found = infer(with_head, X, method="head")
     assert float(away(found["angle"], DEGREES).median()) < 6
     assert found.runs == 1 and found.posterior.shape == (21, 180)
     assert float(found.score.median()) < -1.5, "nats above a uniform guess"
 
 
 @pytest.mark.parametrize("objective", ["entropy", "agreement"])
-def test_both_start_where_the_head_points(told: Conditioned, objective: Any) -> None:
+def test_both_start_where_the_head_points(with_head: Conditioned, objective: Any) -> None:
     """The evidence is the head's, less the energy of the nearest of its peaks: in a slow loop."""
-    found = infer(told, X, starts=2, objective=objective, temperature=0.1)
+    found = infer(with_head, X, starts=2, objective=objective, temperature=0.1)
     assert found.method == "both"
-    net = estimator_of(told)
+    net = estimator_of(with_head)
     assert net is not None
-    log_q = net.log_density(net(net.read(told.frozen(), (X,), {})), {"angle": (torch.arange(36) * 10.0)[None]}).detach()
-    calls = Calls(told, Inputs(X), {}, resolve(objective), 64)
-    grid = lay_out(told.space, ["angle"])
+    log_q = net.log_density(
+        net(net.read(with_head.frozen(), (X,), {})), {"angle": (torch.arange(36) * 10.0)[None]}
+    ).detach()
+    calls = Calls(with_head, Inputs(X), {}, resolve(objective), 64)
+    grid = lay_out(with_head.space, ["angle"])
     with torch.no_grad():
         energies = calls.every(grid)
     starts = grid.peaks(log_q, 2)
@@ -636,20 +649,20 @@ def test_both_start_where_the_head_points(told: Conditioned, objective: Any) -> 
 
 @pytest.mark.parametrize("method", ["head", "both"])
 @pytest.mark.parametrize("pool", ["batch", "stream"])
-def test_a_head_pools(told: Conditioned, method: Any, pool: Any) -> None:
+def test_a_head_pools(with_head: Conditioned, method: Any, pool: Any) -> None:
     x = seen(LABELS, torch.full((21,), 123.0))
-    found = infer(told, x, method=method, pool=pool)
+    found = infer(with_head, x, method=method, pool=pool)
     last = found["angle"] if pool == "batch" else found["angle"][-1]
     assert float(away(last, torch.tensor(123.0))) < 4
 
 
-def test_infer_in_a_call_is_the_heads_estimate(told: Conditioned) -> None:
-    net = estimator_of(told)
+def test_infer_in_a_call_is_the_heads_estimate(with_head: Conditioned) -> None:
+    net = estimator_of(with_head)
     assert net is not None
     with torch.no_grad():
-        angle = net.best(net.read(told.frozen(), (X,), {}))["angle"]
-        assert torch.equal(told(X, angle="infer"), told(X, angle=angle))
-    assert float(away(angle, infer(told, X, method="head")["angle"]).max()) < 2
+        angle = net.best(net.read(with_head.frozen(), (X,), {}))["angle"]
+        assert torch.equal(with_head(X, angle="infer"), with_head(X, angle=angle))
+    assert float(away(angle, infer(with_head, X, method="head")["angle"]).max()) < 2
 
 
 def test_infer_beside_a_value_that_is_known() -> None:
@@ -671,14 +684,14 @@ def test_a_category_may_be_called_infer() -> None:
 # What any model can do.
 
 
-def test_a_head_is_saved_copied_and_moved(told: Conditioned, tmp_path: Path) -> None:
-    told.save(tmp_path / "model.safetensors")
+def test_a_head_is_saved_copied_and_moved(with_head: Conditioned, tmp_path: Path) -> None:
+    with_head.save(tmp_path / "model.safetensors")
     loaded = wm.load(tmp_path / "model.safetensors", base(), transform=wm.Custom(Turned()))
-    expected = infer(told, X, method="head")["angle"]
-    for model in (loaded, copy.deepcopy(told), pickle.loads(pickle.dumps(told))):
+    expected = infer(with_head, X, method="head")["angle"]
+    for model in (loaded, copy.deepcopy(with_head), pickle.loads(pickle.dumps(with_head))):
         assert torch.equal(infer(model, X, method="head")["angle"], expected)
-    assert {key.partition(".")[0] for key in told.state_dict()} == {"estimator"}
-    moved = copy.deepcopy(told).double()
+    assert {key.partition(".")[0] for key in with_head.state_dict()} == {"estimator"}
+    moved = copy.deepcopy(with_head).double()
     assert estimator_of(moved).body.weight.dtype == torch.float64  # type: ignore[union-attr]
     torch.testing.assert_close(infer(moved, X.double(), method="head")["angle"], expected, rtol=1e-4, atol=1e-3)
 
@@ -690,9 +703,9 @@ def test_a_file_without_a_head_is_as_it_was(tmp_path: Path) -> None:
     assert estimator_of(wm.load(tmp_path / "model.safetensors", base())) is None
 
 
-def test_a_damaged_head_is_refused(told: Conditioned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_head_is_refused(with_head: Conditioned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Estimator, "config", lambda self: {"taps": [{"layer": 3}]})
-    told.save(tmp_path / "model.safetensors")
+    with_head.save(tmp_path / "model.safetensors")
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="estimator of θ cannot be made again"):
         wm.load(tmp_path / "model.safetensors", base(), transform=wm.Custom(Turned()))
@@ -709,10 +722,10 @@ def test_sizes_from_a_file_are_looked_at(change: dict[str, Any]) -> None:
         assert Estimator.from_config(made.space, made.config()).body.weight.is_meta
 
 
-@pytest.mark.parametrize("options", [{}, {"steps": 2}, {"pool": "batch", "steps": 2}, {"method": "search"}])
-def test_nothing_is_left_behind(told: Conditioned, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", [{}, {"pool": "batch"}, {"method": "search"}])
+def test_nothing_is_left_behind(with_head: Conditioned, options: dict[str, Any]) -> None:
     """No gradient, no flag, no random number, no change of the transform or the base."""
-    model = copy.deepcopy(told).train()
+    model = copy.deepcopy(with_head).train()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     one, two = infer(model, X, **options), infer(model, X, **options)
     assert torch.equal(one.posterior, two.posterior) and torch.equal(one["angle"], two["angle"])
@@ -723,13 +736,13 @@ def test_nothing_is_left_behind(told: Conditioned, options: dict[str, Any]) -> N
     assert not one["angle"].requires_grad and not one.outputs.requires_grad
 
 
-def test_two_threads_infer_at_once(told: Conditioned) -> None:
+def test_two_threads_infer_at_once(with_head: Conditioned) -> None:
     """Features are read with hooks, on a clone that is the call's own."""
     parts = [X[:7], X[7:14], X[14:]]
-    expected = [infer(told, x)["angle"] for x in parts]
+    expected = [infer(with_head, x)["angle"] for x in parts]
     with ThreadPoolExecutor(3) as pool:
         for _ in range(5):
-            found = list(pool.map(lambda x: infer(told, x)["angle"], parts))
+            found = list(pool.map(lambda x: infer(with_head, x)["angle"], parts))
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -746,7 +759,7 @@ def test_a_network_that_cannot_have_one_theta_per_sample() -> None:
             return self.layer(x.flatten(1).reshape(-1, 1, N).transpose(0, 1)).transpose(0, 1)[:, 0]
 
     model = wm.condition(Folded(), {"angle": ANGLE}, wm.Custom(Turned()), example=X[:2])
-    assert model.folded
+    assert model.merged
     found = infer(model, seen(LABELS, torch.full((21,), 40.0))[:5], pool="batch", temperature=0.01)
     assert float(away(found["angle"], torch.tensor(40.0))) < 2.5
 
@@ -789,8 +802,8 @@ def test_inputs_of_other_kinds() -> None:
     assert float(away(one["angle"], DEGREES).max()) < 2.5 and one.outputs["x"].shape == X.shape
 
 
-def test_the_account_in_words(told: Conditioned) -> None:
-    text = str(infer(told, X))
+def test_the_account_in_words(with_head: Conditioned) -> None:
+    text = str(infer(with_head, X))
     assert "angle ± " in text and "inferred per image by both" in text and "of 21 abstained from" in text
     assert "for the batch by search; not abstained from" in str(infer(ring(), X[:1], pool="batch", temperature=0.01))
 
@@ -813,7 +826,6 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "objective's shape": (refused(objective=lambda o: o), InputError, r"of shape \(21,\), got shape \(21, 3\)"),
     "pool": (refused(pool="video"), InputError, "pool: expected 'image'"),
     "starts": (refused(starts=0), InputError, "starts: expected a whole number, 1 or more"),
-    "steps": (refused(steps=-1), InputError, "steps"),
     "batch_size": (refused(batch_size=True), InputError, "batch_size"),
     "temperature": (refused(temperature=0), InputError, "temperature"),
     "known": (refused(known={"angel": 3.0}), ParameterError, "did you mean 'angle'"),
@@ -861,10 +873,10 @@ def test_inputs_of_another_size_are_refused() -> None:
         model(torch.randn(2, 1, 5, 5), angle="infer")
 
 
-def test_a_traced_call_does_not_infer(told: Conditioned, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_traced_call_does_not_infer(with_head: Conditioned, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     with pytest.raises(ExecutionError, match=r"eager only.*found\.theta"):
-        told(X, angle="infer")
+        with_head(X, angle="infer")
 
 
 def test_a_layer_that_is_never_reached() -> None:
@@ -879,11 +891,3 @@ def test_a_layer_that_is_never_reached() -> None:
 
     with pytest.raises(InputError, match="'aside' gave no tensor"):
         probe(Aside(), ["layer", "aside"], (X,), {})
-
-
-def test_refine_leaves_categories_alone() -> None:
-    space = wm.ParameterSpace({"lens": wm.Categorical(["a", "b"])})
-    grid = lay_out(space, ["lens"])
-    start = {"lens": torch.tensor([1.0, 0.0])}
-    calls = Calls(ring(), Inputs(X[:2]), {}, Entropy(), 8)
-    assert refine(calls, grid, start, None, 0.1, 3) is start

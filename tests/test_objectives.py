@@ -110,7 +110,7 @@ def test_names_and_functions_are_resolved() -> None:
         (Distillation(), (torch.zeros(2, 1), None, torch.zeros(2, 1)), "two or more classes.*distance='mse'"),
         (Distillation(), (torch.zeros(2), None, torch.zeros(2)), "two or more classes"),
         (Distillation(), ([], None, []), "no floating-point tensor"),
-        (Distillation(), ({"a": torch.zeros(2, 3)}, None, [torch.zeros(2, 3)]), "a dict of 1.*a list of 1.*alike"),
+        (Distillation(), ({"a": torch.zeros(2, 3)}, None, [torch.zeros(2, 3)]), "a dict of 1.*a list of 1.*structure"),
         (Distillation(), ([[torch.zeros(2, 3)]], None, [[]]), r"the output\[0\] is a list of 1"),
     ],
 )

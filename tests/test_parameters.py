@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import json
 import math
 import pickle
 import re
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import weightmorph
 from weightmorph import affine
 from weightmorph.errors import (
+    InputError,
     MissingParameterError,
     OutOfRangeWarning,
     ParameterError,
@@ -27,7 +31,7 @@ from weightmorph.errors import (
     UnknownParameterError,
     WeightmorphError,
 )
-from weightmorph.parameters import Angle, Categorical, Interval, LogInterval, Parameter, ParameterSpace
+from weightmorph.parameters import KINDS, Angle, Categorical, Interval, LogInterval, Parameter, ParameterSpace
 
 quick = settings(max_examples=50, deadline=None, derandomize=True)
 
@@ -51,6 +55,38 @@ PARAMETERS: dict[str, Parameter] = {
     "categorical": Categorical(("day", "night", "dusk"), anchor="night"),
     "flip": Categorical(("no", "yes"), affine="flip_x"),
 }
+
+
+def harmonics(parameter: Angle, value: float) -> list[float]:
+    turn = 360.0 if parameter.unit == "deg" else 2 * math.pi
+    t = (value - parameter.anchor) / turn * 2 * math.pi
+    return [f(k * t) for k in range(1, parameter.harmonics + 1) for f in (math.cos, math.sin)]
+
+
+def one_hot(parameter: Categorical, value: float) -> list[float]:
+    return [float(i == value) for i in range(len(parameter.names))]
+
+
+def powers(parameter: Interval, value: float) -> list[float]:
+    low, high, anchor = parameter.low, parameter.high, parameter.anchor_value
+    u = (value - anchor) / max(high - anchor, anchor - low)
+    return [value] if parameter.encode_as == "raw" else [u**k for k in range(1, parameter.order + 1)]
+
+
+def powers_of_the_logarithm(parameter: LogInterval, value: float) -> list[float]:
+    low, high, anchor = parameter.low, parameter.high, parameter.anchor_value
+    u = math.log(value / anchor) / max(math.log(high / anchor), math.log(anchor / low))
+    return [value] if parameter.encode_as == "raw" else [u**k for k in range(1, parameter.order + 1)]
+
+
+FORMULAS: dict[type[Parameter], Callable[[Any, float], list[float]]] = {
+    Angle: harmonics,
+    Interval: powers,
+    LogInterval: powers_of_the_logarithm,
+    Categorical: one_hot,
+}
+"""The code of one value of each kind, written again from its docstring."""
+
 every_parameter = pytest.mark.parametrize("parameter", PARAMETERS.values(), ids=list(PARAMETERS))
 
 
@@ -65,23 +101,12 @@ def space() -> ParameterSpace:
 # --- the code --------------------------------------------------------------------------------------------------------
 
 
-def formula(parameter: Parameter, value: float) -> list[float]:
-    """The code of one value, written again from the docstrings."""
-    if isinstance(parameter, Angle):
-        turn = 360.0 if parameter.unit == "deg" else 2 * math.pi
-        t = (value - parameter.anchor) / turn * 2 * math.pi
-        return [f(k * t) for k in range(1, parameter.harmonics + 1) for f in (math.cos, math.sin)]
-    if isinstance(parameter, Categorical):
-        return [float(i == value) for i in range(len(parameter.names))]
-    assert isinstance(parameter, Interval | LogInterval)
-    low, high, anchor = parameter.low, parameter.high, parameter.anchor
-    if parameter.encode_as == "raw":
-        return [value]
-    if isinstance(parameter, Interval):
-        u = (value - anchor) / max(high - anchor, anchor - low)
-    else:
-        u = math.log(value / anchor) / max(math.log(high / anchor), math.log(anchor / low))
-    return [u**k for k in range(1, parameter.order + 1)]
+@pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
+def test_every_kind_is_tested(kind: type[Parameter]) -> None:
+    """A kind that joins the library needs an instance in PARAMETERS, and its formula in FORMULAS."""
+    assert kind in {type(parameter) for parameter in PARAMETERS.values()}, "add an instance to PARAMETERS"
+    assert kind in FORMULAS, "add its formula to FORMULAS"
+    assert getattr(weightmorph, kind.__name__) is kind and kind.__name__ in weightmorph.__all__
 
 
 @every_parameter
@@ -90,7 +115,7 @@ def test_the_code_agrees_with_its_formula(parameter: Parameter) -> None:
     values = parameter.grid(7).double()
     got = parameter.encode(values)
     assert got.shape == (len(values), parameter.code_dim)
-    expected = torch.tensor([formula(parameter, v) for v in values.tolist()], dtype=torch.float64)
+    expected = torch.tensor([FORMULAS[type(parameter)](parameter, v) for v in values.tolist()], dtype=torch.float64)
     torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-12)
 
 
@@ -280,6 +305,124 @@ def test_a_space_lays_out_all_combinations() -> None:
     assert grid["a"].tolist() == [0.0] * 6 + [0.5] * 6 + [1.0] * 6
     assert grid["b"].tolist() == ([0.0] * 3 + [1.0] * 3) * 3
     assert grid["c"].tolist() == [0.0, 1.0, 2.0] * 6
+
+
+@every_parameter
+def test_spaced_values_show_the_range(parameter: Parameter) -> None:
+    """At most as many as asked for, all accepted, and exactly the anchor among those of a number."""
+    for size in (1, 4, 7, 8):
+        values = parameter.spaced(size)
+        assert values.dtype == torch.float64 and 1 <= len(values) <= size
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            parameter.check("p", values)
+        if not parameter.discrete:
+            assert parameter.anchor_value in values.tolist()
+            assert len(values) == (size if parameter.turn else size - (size + 1) % 2)
+    assert Angle("deg").spaced(8).tolist() == [45.0 * k for k in range(8)]
+    assert Categorical("abc").spaced(2).tolist() == [0.0, 1.0]
+
+
+# --- what a parameter says of itself ---------------------------------------------------------------------------------
+
+
+@every_parameter
+def test_distances(parameter: Parameter) -> None:
+    """Zero to itself, symmetric, and never more than the range or half a turn; names are 0 or 1 apart."""
+    a, b = parameter.sample(50, seeded()).double(), parameter.sample(50, seeded(1)).double()
+    away = parameter.distance(a, b)
+    assert torch.equal(parameter.distance(a, a), torch.zeros_like(a))
+    torch.testing.assert_close(parameter.distance(b, a), away)
+    torch.testing.assert_close(parameter.distance(a, float(b[0])), parameter.distance(a, b[:1]))
+    if parameter.discrete:
+        assert away.tolist() == [float(x != y) for x, y in zip(a.tolist(), b.tolist(), strict=True)]
+    elif parameter.turn is not None:
+        assert away.max() <= parameter.turn / 2
+        torch.testing.assert_close(parameter.distance(a + 3 * parameter.turn, b), away, atol=1e-9, rtol=0)
+        direct = (a - b).abs()
+        torch.testing.assert_close(away, torch.where(direct > parameter.turn / 2, parameter.turn - direct, direct))
+    else:
+        assert torch.equal(away, (a - b).abs())
+
+
+@every_parameter
+def test_mirrored_values_change_the_sign_of_the_coordinate(parameter: Parameter) -> None:
+    """As far from the anchor on the other side, in the coordinate in which the parameter adds."""
+    if parameter.discrete:
+        return
+    values = parameter.sample(20, seeded()).double()
+    there = parameter.coordinate(parameter.encode(parameter.mirrored(values)))
+    torch.testing.assert_close(there, -parameter.coordinate(parameter.encode(values)), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(parameter.mirrored(parameter.mirrored(values)), values, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "description"),
+    [
+        ("angle", "33.3°", "Angle: all round in deg, anchor at 0°"),
+        ("radians", "33.3 rad", "Angle: all round in rad, anchor at 0.1 rad"),
+        ("interval_wide", "33.3 ms", "Interval: 0 to 1000 ms, anchor at 333.3 ms"),
+        ("log_anchored", "33.3", "LogInterval: 50 to 6400, anchor at 100"),
+    ],
+)
+def test_a_number_as_text(name: str, text: str, description: str) -> None:
+    parameter = PARAMETERS[name]
+    assert parameter.format(33.3) == text and parameter.describe() == description
+    assert parameter.format(33.3333, unit=False) == "33.33" and parameter.format(33.3333, 2, unit=False) == "33"
+    assert not parameter.discrete and parameter.choices == ()
+
+
+def test_a_category_as_text() -> None:
+    parameter = PARAMETERS["categorical"]
+    assert [parameter.format(i) for i in range(3)] == ["day", "night", "dusk"] == list(parameter.choices)
+    assert parameter.describe() == "Categorical: day, night, dusk, anchor at night"
+    assert parameter.discrete
+
+
+@every_parameter
+def test_an_example_is_a_value_that_is_taken(parameter: Parameter) -> None:
+    """As Python code, inside the range, and not the anchor."""
+    value = parameter.tensor("p", ast.literal_eval(parameter.example))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parameter.check("p", value)
+    assert float(value) != parameter.anchor_value
+
+
+@every_parameter
+def test_steps_of_a_grid_are_equal_on_the_axis_of_a_plot(parameter: Parameter) -> None:
+    """In ratios where the axis is logarithmic, in differences elsewhere."""
+    if parameter.discrete:
+        assert not parameter.log_scale
+        return
+    values = parameter.grid(5).double()
+    steps = (values.log() if parameter.log_scale else values).diff()
+    torch.testing.assert_close(steps, steps.mean().expand_as(steps), rtol=1e-5, atol=0)
+
+
+def test_spaces_that_mean_the_same_agree() -> None:
+    """A missing unit goes with any; a rotation in radians needs none; ranges and codes may differ."""
+    mine = ParameterSpace({"a": Angle("rad"), "b": Interval(0.0, 4.0, unit="px")})
+    other = {"b": Interval(0.0, 9.0, order=1), "a": Interval(-1.0, 1.0, affine="rotation")}
+    mine.require_same(other, "the other")
+    ParameterSpace(other).require_same(mine, "the other")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"turn": Angle("deg")}, "parameters angle, got turn for the other; .*Rotate.name='angle'"),
+        ({"angle": Angle("deg"), "blur": Interval(0, 1)}, "parameters angle, got angle, blur"),
+        ({"angle": Angle("rad")}, "'angle' is in deg for the model and in rad for the other; declare it once"),
+        ({"angle": Angle("deg", anchor=9.0)}, "anchor at 0.0 for the model and at 9.0 for the other"),
+        ({"angle": Categorical("ab")}, "names .* for the model and .'a', 'b'. for the other"),
+    ],
+)
+def test_spaces_that_differ_are_refused(other: dict[str, Parameter], message: str) -> None:
+    mine = ParameterSpace({"angle": Angle("deg")})
+    for error in (ParameterError, InputError):
+        with pytest.raises(error, match=message):
+            mine.require_same(other, "the other", error)
 
 
 # --- preparing values ------------------------------------------------------------------------------------------------
@@ -484,6 +627,10 @@ def test_out_of_range_is_a_warning() -> None:
         (lambda: Interval(0.0, 1.0, order=0), ("order", "0")),
         (lambda: Interval(0.0, 1.0, affine="zom"), ("Interval", "'zom'", "did you mean 'zoom'")),
         (lambda: LogInterval(0.0, 1.0), ("LogInterval", "low > 0", "0.0")),
+        (lambda: Interval("0", "1"), ("Interval: expected a number for low, got the str '0'",)),  # type: ignore[arg-type]
+        (lambda: Interval(0, 1, anchor=[0]), ("number for anchor, got the list [0]",)),  # type: ignore[arg-type]
+        (lambda: LogInterval("1", 2.0), ("LogInterval: expected a number for low, got the str '1'",)),  # type: ignore[arg-type]
+        (lambda: Angle(anchor="north"), ("Angle: expected a number for anchor, got the str 'north'",)),  # type: ignore[arg-type]
         (lambda: LogInterval(-1.0, 1.0), ("low > 0",)),
         (lambda: LogInterval(math.nan, 1.0), ("low > 0",)),
         (lambda: LogInterval(2.0, 1.0), ("LogInterval", "low < high")),

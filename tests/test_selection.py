@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import weightmorph as wm
-from weightmorph.base.inspect import trace
-from weightmorph.base.select import select_slots
+from weightmorph.base import inspect_base, select_slots
 from weightmorph.slots import Slot
 
 
@@ -28,6 +30,7 @@ class Net(nn.Module):
 
 
 X = torch.randn(2, 1, 13, 13)
+ALL = slice(None)
 
 
 def names(select: object = None) -> list[str]:
@@ -78,6 +81,96 @@ def test_a_linear_after_a_flatten_is_a_kernel() -> None:
         wm.condition(Net(), {"angle": wm.Angle()}, wm.Warp(), maps={"fcc": (3, 3)})
 
 
+@pytest.mark.parametrize(
+    "reads",
+    [
+        lambda y, norm: torch.cat([y, norm(y)], 1),
+        lambda y, norm: (y, norm(y)),
+        lambda y, norm: y.mT + norm(y),
+    ],
+)
+def test_a_layer_with_a_second_reader_is_scaled_beside_its_norm(reads: Callable[[Tensor, nn.Module], Any]) -> None:
+    """A second reader may take the output in a list, return it, or read an attribute of it."""
+
+    class Read(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
+
+        def forward(self, x: Tensor) -> Any:
+            return reads(self.conv(x), self.norm)
+
+    model = wm.condition(Read(), {"angle": wm.Angle()}, wm.Scale(), example=X)
+    assert list(model.slots) == ["conv.weight", "conv.bias", "norm.weight", "norm.bias"]
+
+
+@pytest.mark.parametrize("example", [torch.zeros(0, 1, 13, 13), torch.zeros(1, 13, 13), {"x": torch.zeros(1, 13, 13)}])
+def test_an_example_needs_a_sample_and_a_batch_axis(example: Any) -> None:
+    expected = "at least one sample" if torch.is_tensor(example) and not len(example) else "'stem'.*a batch axis"
+    with pytest.raises(wm.errors.SelectionError, match=f"{expected}.*13, 13"):
+        wm.condition(Net(), {"angle": wm.Angle()}, wm.Warp(), example=example)
+
+
+def test_a_base_may_read_its_samples_one_by_one() -> None:
+    """Nothing is learned of a layer whose maps have no batch axis, and it cannot have one θ per sample."""
+
+    class OneByOne(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool, self.conv = nn.MaxPool2d(2), nn.Conv2d(1, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([self.conv(self.pool(one)) for one in x])
+
+    model = wm.condition(OneByOne(), {"angle": wm.Angle("deg")}, wm.Warp(), example=X)
+    assert model.slots["conv.weight"].taps == ((-1.0, 0.0, 1.0),) * 2
+    assert model(X, angle=30.0).shape == (2, 4, 6, 6)
+    with pytest.raises(wm.errors.BatchSizeError, match="'conv'"):
+        model(X, angle=[30.0, 60.0])
+
+
+def test_nothing_is_known_of_the_batch_where_the_example_cannot_be_resized() -> None:
+    """So a call whose first and second axis are equally long says that it takes the first."""
+
+    class State(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+            self.register_buffer("state", torch.ones(4, 4, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert len(x) == len(self.state)
+            return self.fc(x + self.state)
+
+    x = torch.randn(4, 4, 3)
+    model = wm.condition(State(), {"angle": wm.Angle("deg")}, wm.LowRank(1), example=x)
+    assert model.merged is None
+    with pytest.warns(wm.errors.ConditioningWarning, match="cannot tell whether the first axis or the second"):
+        model(x, angle=[10.0, 20.0, 30.0, 40.0])
+
+
+class Cut(nn.Module):
+    """Slices of a map."""
+
+    def __init__(self, *index: Any) -> None:
+        super().__init__()
+        self.index = index
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[self.index]
+
+
+class Join(nn.Module):
+    """Channels of several maps."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([part(x)[:, :1] for part in self.parts], 1).sum(1, keepdim=True)
+
+
 class Geometry(nn.Module):
     """A convolution after something that moves grids."""
 
@@ -101,6 +194,16 @@ class Geometry(nn.Module):
         (nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(1, 1, 3, stride=2), 8, [-0.5, 0.5, 1.5]),
         (nn.MaxPool2d(2), nn.Conv2d(1, 1, 3, padding=1), 8, [-1, 0, 1]),
         (nn.MaxPool2d(2), nn.Conv2d(1, 1, 3, padding=1), 9, [-1.25, -0.25, 0.75]),
+        (nn.LPPool2d(2, 2), nn.Conv2d(1, 1, 3, padding=1), 9, [-1.25, -0.25, 0.75]),
+        (nn.MaxPool2d(2, 1, dilation=2), nn.Conv2d(1, 1, 3, padding=1), 8, [-1, 0, 1]),
+        (nn.MaxPool2d(3, dilation=2), nn.Conv2d(1, 1, 3, padding=1), 9, [-7 / 6, -1 / 6, 5 / 6]),
+        (nn.AvgPool2d(3, 2, 1, True), nn.Conv2d(1, 1, 3, padding=1), 8, [-0.75, 0.25, 1.25]),
+        (Cut(..., slice(2, None), slice(2, None)), nn.Conv2d(1, 1, 3, padding=1), 8, [0, 1, 2]),
+        (nn.ZeroPad2d((-2, 0, -2, 0)), nn.Conv2d(1, 1, 3, padding=1), 8, [0, 1, 2]),
+        (Cut(ALL, ALL, slice(1, None, 2), slice(-7, None, 2)), nn.Conv2d(1, 1, 3), 8, [-0.75, 0.25, 1.25]),
+        (nn.Sequential(nn.MaxPool2d(2), Cut(ALL, [0])), nn.Conv2d(1, 1, 3), 9, [-1.25, -0.25, 0.75]),
+        (Join(nn.MaxPool2d(2), nn.MaxPool2d(2)), nn.Conv2d(1, 1, 3), 9, [-1.25, -0.25, 0.75]),
+        (Join(nn.MaxPool2d(1, 2), Cut(..., *[slice(1, None, 2)] * 2)), nn.Conv2d(1, 1, 3), 8, [-1, 0, 1]),
         (nn.Identity(), nn.ConvTranspose2d(1, 1, 2, stride=2), 4, [-0.5, 0.5]),
         (nn.Identity(), nn.ConvTranspose2d(1, 1, 3, stride=2, padding=1, output_padding=1), 4, [-1.5, -0.5, 0.5]),
     ],
@@ -111,8 +214,8 @@ def test_taps_lie_about_the_point_that_the_output_grids_centre_rests_on(
     """Strides on even maps, padding on one side, and pools that drop a row all move it."""
     net = Geometry(before, conv)
     slots = select_slots(net)[0]
-    seen = trace(net, slots, (torch.randn(1, 1, size, size),), {})
-    assert seen.taps["conv.weight"] == (pytest.approx(taps), pytest.approx(taps))
+    usage = inspect_base(net, slots, (torch.randn(1, 1, size, size),), {}).usages["conv.weight"]
+    assert usage.taps == (pytest.approx(taps), pytest.approx(taps))
 
 
 def _mirror(x: Tensor) -> Tensor:

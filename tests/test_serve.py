@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import weightmorph as wm
 from weightmorph.errors import ConfigError, MissingDependencyError, RequestError
-from weightmorph.serving import Asked, Inputs, Limits, OneSetting, PerSample, application
+from weightmorph.serving import Inputs, Limits, OneSetting, PerSample, PredictRequest, application
 from weightmorph.serving.backend import answer, backend_for
 from weightmorph.serving.batcher import Batcher
 
@@ -103,7 +103,7 @@ def test_a_network_that_cannot_take_one_setting_per_sample_is_asked_setting_by_s
     backend, why = backend_for(model, inputs)
     assert isinstance(backend, OneSetting)
     assert why
-    asked = [Asked(np.random.rand(4, 8).astype(np.float32), {"blur": float(n % 3)}) for n in range(7)]
+    asked = [PredictRequest(np.random.rand(4, 8).astype(np.float32), {"blur": float(n % 3)}) for n in range(7)]
     for one, got in zip(asked, answer(backend, asked, inputs), strict=True):
         expected = model.bake(blur=one.theta["blur"])(torch.from_numpy(one.x)[None])[0].detach()
         torch.testing.assert_close(torch.from_numpy(got), expected, atol=1e-5, rtol=0)
@@ -144,7 +144,7 @@ def test_nested_outputs_and_open_axes() -> None:
 def test_one_request_does_not_suffer_for_another() -> None:
     """Where an axis is open, only the network knows what it cannot take; the others of its batch are answered."""
     model = conditioned(nn.Sequential(nn.Conv1d(1, 2, 5), nn.Flatten(), nn.Linear(8, 3)), {"angle": SPACE["angle"]})
-    asked = [Asked(np.ones((1, n), np.float32), {"angle": 1.0}) for n in (8, 3, 8, 9)]
+    asked = [PredictRequest(np.ones((1, n), np.float32), {"angle": 1.0}) for n in (8, 3, 8, 9)]
     results = answer(PerSample(model), asked, Inputs((1, None)))
     assert [isinstance(one, RequestError) for one in results] == [False, True, False, True]
 
@@ -153,7 +153,7 @@ def test_one_request_does_not_suffer_for_another() -> None:
             raise ZeroDivisionError("2 is not to my taste")
         return x[:, 0]
 
-    asked = [Asked(np.full((1, 1), value, np.float32), {"angle": 1.0}) for value in (1, 2, 3)]
+    asked = [PredictRequest(np.full((1, 1), value, np.float32), {"angle": 1.0}) for value in (1, 2, 3)]
     good, bad, fine = answer(picky, asked, Inputs((1, 1)))
     assert (good.tolist(), fine.tolist()) == ([1.0], [3.0])
     assert isinstance(bad, ZeroDivisionError)
@@ -217,6 +217,25 @@ def test_wrong_paths_methods_types_and_sizes(client: Client) -> None:
     assert client.predict([b"x" * 15_000, b"x" * 15_000]).status == 413
     twice = client.ask("POST", "/predict?angle=1&angle=2", npy(sample(0)), {"content-type": "application/x-npy"})
     assert (twice.status, json.loads(twice.body)["error"]) == (422, "parameter 'angle' is given twice")
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("*/*", "application/json"),
+        ("text/html, application/*;q=0.8", "application/json"),
+        ("application/json, application/x-npy", "application/x-npy"),
+        ("text/xml", None),
+        ("text/html, image/*", None),
+    ],
+)
+def test_the_answer_is_of_a_type_that_the_client_accepts(client: Client, accept: str, kind: str | None) -> None:
+    got = client.predict({"input": sample(0).tolist(), "theta": theta(0)}, accept=accept)
+    if kind is None:
+        assert got.status == 406
+        assert accept in json.loads(got.body)["error"]
+    else:
+        assert (got.status, got.headers["content-type"]) == (200, kind)
 
 
 @pytest.mark.parametrize(
@@ -322,9 +341,10 @@ def test_a_model_that_does_not_fit_is_found_before_serving(model: wm.Conditioned
         application(conditioned(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(0))), Inputs(SHAPE))
 
 
-def test_a_missing_package_is_named(model: wm.Conditioned, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "starlette", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'weightmorph\[serve\]'"):
+@pytest.mark.parametrize("package", ["starlette", "pydantic", "prometheus_client"])
+def test_a_missing_package_is_named(package: str, model: wm.Conditioned, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingDependencyError, match=rf"'{package}'.*pip install 'weightmorph\[serve\]'"):
         application(model, Inputs(SHAPE))
 
 
@@ -337,12 +357,12 @@ def test_the_batcher_answers_what_waits_before_it_stops() -> None:
         batcher = Batcher(answers, Limits(batch=4), lambda size, seconds: None)
         batcher.start()
         until = time.monotonic() + 30
-        asked = [asyncio.create_task(batcher.ask(Asked(np.zeros(1), {"n": n}), until)) for n in range(20)]
+        asked = [asyncio.create_task(batcher.ask(PredictRequest(np.zeros(1), {"n": n}), until)) for n in range(20)]
         await asyncio.sleep(0.01)
         stopping = asyncio.create_task(batcher.stop())
         await asyncio.sleep(0.001)
         with pytest.raises(RequestError) as refused:
-            await batcher.ask(Asked(np.zeros(1), {"n": 0}), until)
+            await batcher.ask(PredictRequest(np.zeros(1), {"n": 0}), until)
         assert refused.value.status == 503
         await stopping
         return [await one for one in asked]

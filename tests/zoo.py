@@ -1,20 +1,28 @@
-"""The families and the networks that the laws are tested on. A new family joins FAMILIES and inherits them all."""
+"""The families and the networks that the laws are tested on.
+
+A family in `weightmorph.transforms.__all__` is tested with its defaults, and with every recipe that RECIPES names; a
+network in LAYERS is tested with every family. Both inherit all laws.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from unittest import mock
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import weightmorph as wm
-from weightmorph.execution import rule
-from weightmorph.execution.rule import Plan
+from weightmorph import transforms
+from weightmorph.execution import ForcedRoute, Observer
+from weightmorph.parameters import Value
+from weightmorph.slots import Slot
+from weightmorph.terms import Term
 
-FAMILIES: dict[str, Callable[[], wm.WeightTransform]] = {
+RECIPES: dict[str, Callable[[], wm.WeightTransform]] = {
     "warp": lambda: wm.Warp(),
     "warp_grown": lambda: wm.Warp(grow=1),
     "lowrank": lambda: wm.LowRank(2),
@@ -27,6 +35,7 @@ FAMILIES: dict[str, Callable[[], wm.WeightTransform]] = {
     "sum": lambda: wm.Warp() + wm.LowRank(2) + wm.Scale(),
     "everything": lambda: wm.Warp() + wm.LowRank(2) + wm.Scale() + wm.Subspace(2) + wm.PerFilter("linear"),
 }
+"""Named recipes: the shipped families with small sizes, and sums of them."""
 
 
 class Bend(nn.Module):
@@ -39,6 +48,19 @@ class Bend(nn.Module):
     def forward(self, weight: Tensor, code: Tensor) -> Tensor:
         shape = (*code.shape[:-1], *(1,) * weight.dim())
         return weight + self.amount * torch.sin(weight + code[..., :1].reshape(shape))
+
+
+def with_defaults(
+    recipes: Mapping[str, Callable[[], wm.WeightTransform]], kinds: Iterable[type[wm.WeightTransform]]
+) -> dict[str, Callable[[], wm.WeightTransform]]:
+    """The recipes, and each family that none of them makes, with its defaults."""
+    known = {type(make()) for make in recipes.values()}
+    return {**recipes, **{kind.family: kind for kind in kinds if kind not in known}}
+
+
+FAMILIES = with_defaults(
+    RECIPES, [getattr(transforms, name) for name in transforms.__all__ if name != "WeightTransform"]
+)
 
 
 class Standardised(nn.Conv2d):
@@ -62,9 +84,9 @@ class Same(nn.Conv2d):
 class Gain(nn.Module):
     """A weight that multiplies the input, consumed by an operator and not by a layer's function."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.randn(channels, 1, 1))
+        self.gain = nn.Parameter(torch.randn(shape))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gain + torch.tanh(self.gain)
@@ -82,14 +104,15 @@ class Twice(nn.Module):
 
 
 class Bilinear(nn.Module):
-    """A function that nobody knows, with the input batch first."""
+    """A weight that a function without a handler reads, with the input's batch first."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner = nn.Bilinear(4, 4, 3)
+        self.weight = nn.Parameter(torch.randn(3, 4, 4))
+        self.bias = nn.Parameter(torch.randn(3))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x, x.flip(-1))
+        return torch.einsum("bi,oij,bj->bo", x, self.weight, x.flip(-1)) + self.bias
 
 
 IMAGE, LINE, VOLUME = (3, 7, 6), (3, 9), (2, 5, 4, 6)
@@ -105,53 +128,63 @@ def _norms(kind: str) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), made[kind](), nn.ReLU(), nn.Conv2d(4, 2, 3))
 
 
-LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "conv2d": (lambda: nn.Conv2d(3, 4, 3), IMAGE),
-    "conv2d_nobias_padded": (lambda: nn.Conv2d(3, 4, 3, padding=1, bias=False), IMAGE),
-    "conv2d_stride": (lambda: nn.Conv2d(3, 4, 3, stride=2, padding=1), IMAGE),
-    "conv2d_dilated": (lambda: nn.Conv2d(3, 4, (3, 2), padding=(2, 1), dilation=2), IMAGE),
-    "conv2d_even_kernel": (lambda: nn.Conv2d(3, 4, (4, 2), padding=1), IMAGE),
-    "conv2d_same": (lambda: nn.Conv2d(3, 4, (3, 5), padding="same"), IMAGE),
-    "conv2d_valid": (lambda: nn.Conv2d(3, 4, 3, padding="valid"), IMAGE),
-    "conv2d_reflect": (lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), IMAGE),
-    "conv2d_circular": (lambda: nn.Conv2d(3, 4, 3, padding=(1, 2), padding_mode="circular"), IMAGE),
-    "conv2d_groups": (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 3, groups=2)), IMAGE),
-    "conv2d_depthwise": (lambda: nn.Conv2d(3, 3, 3, groups=3, stride=2, padding=1), IMAGE),
-    "conv2d_multiplier": (lambda: nn.Conv2d(3, 6, 3, groups=3, bias=False), IMAGE),
-    "conv2d_many_inputs": (lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3, padding=1)), IMAGE),
-    "conv2d_1x1_and_3x3": (lambda: nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 2, 3)), IMAGE),
-    "conv1d": (lambda: nn.Conv1d(3, 4, 5, padding=2, stride=2), LINE),
-    "conv1d_depthwise": (lambda: nn.Conv1d(3, 3, 3, groups=3, dilation=2), LINE),
-    "conv3d": (lambda: nn.Conv3d(2, 4, 3, padding=1), VOLUME),
-    "conv3d_few_outputs": (lambda: nn.Sequential(nn.Conv3d(2, 9, 1), nn.Conv3d(9, 8, (1, 3, 3))), VOLUME),
-    "conv3d_groups_stride": (lambda: nn.Conv3d(2, 4, (1, 3, 3), groups=2, stride=(1, 2, 2), bias=False), VOLUME),
-    "transposed1d": (lambda: nn.ConvTranspose1d(3, 4, 4, stride=2, padding=1), LINE),
-    "transposed2d": (lambda: nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1, output_padding=1), IMAGE),
-    "transposed2d_groups": (
+class Example(NamedTuple):
+    """A network, the shape of one input, and `select=`, which is needed for tensors of no layer that is known."""
+
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    select: str | None = None
+
+
+LAYERS: dict[str, Example] = {
+    "conv2d": Example(lambda: nn.Conv2d(3, 4, 3), IMAGE),
+    "conv2d_nobias_padded": Example(lambda: nn.Conv2d(3, 4, 3, padding=1, bias=False), IMAGE),
+    "conv2d_stride": Example(lambda: nn.Conv2d(3, 4, 3, stride=2, padding=1), IMAGE),
+    "conv2d_dilated": Example(lambda: nn.Conv2d(3, 4, (3, 2), padding=(2, 1), dilation=2), IMAGE),
+    "conv2d_even_kernel": Example(lambda: nn.Conv2d(3, 4, (4, 2), padding=1), IMAGE),
+    "conv2d_same": Example(lambda: nn.Conv2d(3, 4, (3, 5), padding="same"), IMAGE),
+    "conv2d_valid": Example(lambda: nn.Conv2d(3, 4, 3, padding="valid"), IMAGE),
+    "conv2d_reflect": Example(lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), IMAGE),
+    "conv2d_circular": Example(lambda: nn.Conv2d(3, 4, 3, padding=(1, 2), padding_mode="circular"), IMAGE),
+    "conv2d_groups": Example(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 3, groups=2)), IMAGE),
+    "conv2d_depthwise": Example(lambda: nn.Conv2d(3, 3, 3, groups=3, stride=2, padding=1), IMAGE),
+    "conv2d_multiplier": Example(lambda: nn.Conv2d(3, 6, 3, groups=3, bias=False), IMAGE),
+    "conv2d_many_inputs": Example(lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3, padding=1)), IMAGE),
+    "conv2d_1x1_and_3x3": Example(lambda: nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 2, 3)), IMAGE),
+    "conv1d": Example(lambda: nn.Conv1d(3, 4, 5, padding=2, stride=2), LINE),
+    "conv1d_depthwise": Example(lambda: nn.Conv1d(3, 3, 3, groups=3, dilation=2), LINE),
+    "conv3d": Example(lambda: nn.Conv3d(2, 4, 3, padding=1), VOLUME),
+    "conv3d_few_outputs": Example(lambda: nn.Sequential(nn.Conv3d(2, 9, 1), nn.Conv3d(9, 8, (1, 3, 3))), VOLUME),
+    "conv3d_groups_stride": Example(lambda: nn.Conv3d(2, 4, (1, 3, 3), groups=2, stride=(1, 2, 2), bias=False), VOLUME),
+    "transposed1d": Example(lambda: nn.ConvTranspose1d(3, 4, 4, stride=2, padding=1), LINE),
+    "transposed2d": Example(lambda: nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1, output_padding=1), IMAGE),
+    "transposed2d_groups": Example(
         lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, 3, groups=2, dilation=2, bias=False)),
         IMAGE,
     ),
-    "transposed2d_tiles": (
+    "transposed2d_tiles": Example(
         lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 6, (2, 3), stride=(2, 3), groups=2)),
         IMAGE,
     ),
-    "transposed3d": (lambda: nn.ConvTranspose3d(2, 3, 2, stride=2), VOLUME),
-    "linear": (lambda: nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4, bias=False)), (6,)),
-    "linear_tokens": (lambda: nn.Linear(6, 5), (3, 6)),
-    "linear_over_map": (
+    "transposed3d": Example(lambda: nn.ConvTranspose3d(2, 3, 2, stride=2), VOLUME),
+    "linear": Example(lambda: nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4, bias=False)), (6,)),
+    "linear_tokens": Example(lambda: nn.Linear(6, 5), (3, 6)),
+    "linear_over_map": Example(
         lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 5)),
         IMAGE,
     ),
-    "batchnorm": (lambda: _norms("batch"), IMAGE),
-    "groupnorm": (lambda: _norms("group"), IMAGE),
-    "instancenorm": (lambda: _norms("instance"), IMAGE),
-    "layernorm": (lambda: _norms("layer"), IMAGE),
-    "batchnorm1d": (lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)), (6,)),
-    "layernorm_tokens": (lambda: nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3)), (4, 6)),
-    "rmsnorm": (lambda: nn.Sequential(nn.Linear(6, 5), nn.RMSNorm(5), nn.Linear(5, 3)), (4, 6)),
-    "standardised": (lambda: Standardised(3, 4, 3, padding=1), IMAGE),
-    "own_padding": (lambda: Same(3, 4, 3, stride=2), (3, 8, 6)),
-    "called_twice": (Twice, IMAGE),
+    "batchnorm": Example(lambda: _norms("batch"), IMAGE),
+    "groupnorm": Example(lambda: _norms("group"), IMAGE),
+    "instancenorm": Example(lambda: _norms("instance"), IMAGE),
+    "layernorm": Example(lambda: _norms("layer"), IMAGE),
+    "batchnorm1d": Example(lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)), (6,)),
+    "layernorm_tokens": Example(lambda: nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3)), (4, 6)),
+    "rmsnorm": Example(lambda: nn.Sequential(nn.Linear(6, 5), nn.RMSNorm(5), nn.Linear(5, 3)), (4, 6)),
+    "standardised": Example(lambda: Standardised(3, 4, 3, padding=1), IMAGE),
+    "own_padding": Example(lambda: Same(3, 4, 3, stride=2), (3, 8, 6)),
+    "called_twice": Example(Twice, IMAGE),
+    "operator": Example(lambda: Gain(*IMAGE), IMAGE, "gain"),
+    "vmapped": Example(Bilinear, (4,), "*"),
 }
 
 ROUTES = ("rule", "factored", "dense", "product", "bucketed")
@@ -160,7 +193,7 @@ ROUTES = ("rule", "factored", "dense", "product", "bucketed")
 def base(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
     """A network in float64 with statistics that are not trivial, and a batch of six inputs for it."""
     torch.manual_seed(seed)
-    make, shape = LAYERS[name]
+    make, shape, _ = LAYERS[name]
     net = make().double()
     with torch.no_grad():
         for module in net.modules():
@@ -175,7 +208,7 @@ def base(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
 
 def space(name: str) -> dict[str, wm.parameters.Parameter]:
     """Parameters that make sense for the network: a turn where there is a plane, a stretch on a line."""
-    _, shape = LAYERS[name]
+    shape = LAYERS[name].shape
     angle = wm.Angle("deg", harmonics=2)
     if len(shape) == 2:
         return {"stretch": wm.LogInterval(0.5, 2.0, affine="zoom"), "knob": wm.Interval(-1.0, 1.0, order=2)}
@@ -189,10 +222,10 @@ def settings(name: str, size: int = 6, distinct: int | None = None) -> dict[str,
     return {key: value.double().repeat(size // len(value) + 1)[:size] for key, value in theta.items()}
 
 
-def conditioned(name: str, family: str, *, select: object = None, seed: int = 0) -> tuple[wm.Conditioned, Tensor]:
-    """A conditioned network whose transform is no longer at its start; skips what a family does not apply to."""
+def conditioned(name: str, family: str, *, seed: int = 0) -> tuple[wm.Conditioned, Tensor]:
+    """A conditioned network whose transform is no longer at its start."""
     net, x = base(name, seed)
-    model = wm.condition(net, space(name), FAMILIES[family](), select=select, example=x[:2])  # type: ignore[arg-type]
+    model = wm.condition(net, space(name), FAMILIES[family](), LAYERS[name].select, example=x[:2])
     shake(model)
     return model, x
 
@@ -205,17 +238,51 @@ def shake(model: nn.Module, amount: float = 0.2, seed: int = 1) -> None:
             parameter += amount * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter)
 
 
+class _WantsAll(wm.WeightTransform):
+    """It only shows which tensors a network offers."""
+
+    family = "wants_all"
+
+    def wants(self, slot: Slot, space: wm.ParameterSpace) -> bool:
+        return True
+
+    def setup(self, slot: Slot, code_dim: int) -> None:
+        pass
+
+    def delta(self, weight: Tensor, code: Tensor) -> Term:
+        raise NotImplementedError
+
+
+@cache
+def slots(name: str) -> tuple[Slot, ...]:
+    """The tensors that the network offers, as an example shows them."""
+    with torch.random.fork_rng(devices=[]):
+        net, x = base(name)
+        return tuple(wm.condition(net, space(name), _WantsAll(), LAYERS[name].select, example=x[:2]).slots.values())
+
+
 def applies(name: str, family: str) -> bool:
     """Does the family want any tensor of the network?"""
-    net, x = base(name)
-    try:
-        wm.condition(net, space(name), FAMILIES[family](), example=x[:2])
-    except wm.errors.SelectionError:
-        return False
-    return True
+    recipe, parameters = FAMILIES[family](), wm.ParameterSpace(space(name))
+    return any(recipe.wants(slot, parameters) for slot in slots(name))
 
 
-CASES = [(layer, family) for layer in LAYERS for family in FAMILIES]
+CASES = [(layer, family) for layer in LAYERS for family in FAMILIES if applies(layer, family)]
+
+
+def code(model: wm.Conditioned, **theta: Value) -> Tensor:
+    """θ as the model's transform reads it: `(*B, K)`."""
+    return model.encode(**theta)
+
+
+def frozen(model: wm.Conditioned) -> dict[str, Tensor]:
+    """The frozen tensors by slot name."""
+    return dict(model.base.frozen)
+
+
+def observed(model: wm.Conditioned, observer: Observer) -> Callable[..., Any]:
+    """The same model, each of whose layers under one θ per sample is carried out by an observer."""
+    return model.observed(observer)
 
 
 def one_by_one(model: wm.Conditioned, x: Tensor, theta: dict[str, Tensor]) -> Tensor:
@@ -228,20 +295,46 @@ def one_by_one(model: wm.Conditioned, x: Tensor, theta: dict[str, Tensor]) -> Te
 
 
 @contextmanager
-def forced(route: str) -> Iterator[None]:
+def forced(model: wm.Conditioned, route: str) -> Iterator[None]:
     """Take one route wherever it exists, whatever the rule says."""
-    if route == "rule":
+    routes: dict[str, ForcedRoute | None] = {"rule": None, "dense": "grouped", "bucketed": "by setting"}
+    model.route = routes.get(route, route)  # type: ignore[arg-type]
+    try:
         yield
-        return
-    if route == "bucketed":
-        with mock.patch.object(rule, "bucketed", lambda terms, layer, settings: True):
-            yield
-        return
+    finally:
+        model.route = None
 
-    def choose(terms: Sequence[rule.Kind], layer: rule.Layer) -> Plan:
-        known = rule.candidates(terms, layer)
-        wanted = {"dense": "grouped"}.get(route, route)
-        return next((p for p in known if p.route == wanted), next(p for p in known if p.route != "factored"))
 
-    with mock.patch.object(rule, "plan", choose), mock.patch.object(rule, "remembered", choose):
-        yield
+class Block(nn.Module):
+    """Convolution and norm, as most networks have them, and a convolution without one."""
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(3, channels, 3, padding=1), nn.BatchNorm2d(channels)
+        self.conv2, self.norm2 = nn.Conv2d(channels, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels)
+        self.last = nn.Conv2d(channels, 4, 1)
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm1(self.conv1(x)))
+        x = torch.relu(self.norm2(self.conv2(x)))
+        return self.fc(self.last(x).mean((2, 3)))
+
+
+ANGLES = torch.tensor([0.0, 10.0, 200.0, 33.0, 90.0, 271.0])
+
+
+def block(transform: wm.WeightTransform | None = None, size: int = 9) -> tuple[wm.Conditioned, Tensor]:
+    """A conditioned `Block` in float64 whose transform is no longer at its start, and six images for it."""
+    torch.manual_seed(0)
+    net = Block().double()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.normal_(module.weight)
+    x = torch.randn(6, 3, size, size, dtype=torch.float64)
+    transform = transform or wm.Warp() + wm.LowRank(2) + wm.Scale()
+    model = wm.condition(net, {"angle": wm.Angle("deg", harmonics=2)}, transform, example=x)
+    shake(model)
+    return model, x

@@ -1,9 +1,9 @@
 """Condition any frozen PyTorch network on a parameter by learning to transform its weights."""
 
-from . import errors, inputs
+from . import errors, inputs, transforms
 from .comparison import Comparison, compare
 from .deploy.baking import bake_many
-from .deploy.delta import Delta, DeltaBook, apply_delta
+from .deploy.delta import Delta, apply_delta
 from .deploy.export import export_onnx, export_program
 from .deploy.quantize import quantize_onnx
 from .estimation import Inferred, infer
@@ -12,36 +12,24 @@ from .hub import from_pretrained, push_to_hub, save_pretrained
 from .model import Conditioned, condition
 from .model.load import load
 from .objectives import Distillation, Supervised
-from .parameters import Angle, Categorical, Interval, LogInterval, ParameterSpace
+from .parameters import ParameterSpace, kinds
+from .parameters.kinds import *  # noqa: F403 # every kind of parameter is public here too
 from .reporting import report
 from .training import fine_tune, fit
-from .transforms import Custom, Lie, LowRank, PerFilter, Scale, Subspace, Warp, WeightTransform
+from .transforms import *  # noqa: F403 # every family in the list is public here too
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Angle",
-    "Categorical",
     "Comparison",
     "Conditioned",
     "Contender",
-    "Custom",
     "Delta",
-    "DeltaBook",
     "Distillation",
     "Evaluation",
     "Inferred",
-    "Interval",
-    "Lie",
-    "LogInterval",
-    "LowRank",
     "ParameterSpace",
-    "PerFilter",
-    "Scale",
-    "Subspace",
     "Supervised",
-    "Warp",
-    "WeightTransform",
     "apply_delta",
     "bake_many",
     "compare",
@@ -61,3 +49,6 @@ __all__ = [
     "report",
     "save_pretrained",
 ]
+__all__ += kinds.__all__
+__all__ += transforms.__all__
+__all__.sort()

@@ -21,7 +21,7 @@ def _stack(a: Tensor, b: Tensor, tx: Tensor, c: Tensor, d: Tensor, ty: Tensor) -
 
 
 def identity(like: Tensor) -> Tensor:
-    """The map that leaves everything where it is, one per element of `like`: `(*B) -> (*B, 2, 3)`."""
+    """The map that moves nothing, one per element of `like`: `(*B) -> (*B, 2, 3)`."""
     zero, one = torch.zeros_like(like), torch.ones_like(like)
     return _stack(one, zero, zero, zero, one, zero)
 
@@ -44,13 +44,13 @@ def zoom(factor: Tensor) -> Tensor:
 
 
 def shear_x(amount: Tensor) -> Tensor:
-    r"""Rows slide: $x' = x + \\text{amount} \\cdot y$: `(*B) -> (*B, 2, 3)`."""
+    r"""Rows slide, $x' = x + \text{amount} \cdot y$: `(*B) -> (*B, 2, 3)`."""
     zero, one = torch.zeros_like(amount), torch.ones_like(amount)
     return _stack(one, amount, zero, zero, one, zero)
 
 
 def shear_y(amount: Tensor) -> Tensor:
-    r"""Columns slide: $y' = y + \\text{amount} \\cdot x$: `(*B) -> (*B, 2, 3)`."""
+    r"""Columns slide, $y' = y + \text{amount} \cdot x$: `(*B) -> (*B, 2, 3)`."""
     zero, one = torch.zeros_like(amount), torch.ones_like(amount)
     return _stack(one, zero, zero, amount, one, zero)
 
@@ -68,13 +68,13 @@ def translate_y(pixels: Tensor) -> Tensor:
 
 
 def flip_x(index: Tensor) -> Tensor:
-    """Mirrored left to right where `index` is 1, left alone where it is 0: `(*B) -> (*B, 2, 3)`."""
+    """Mirror left to right where `index` is 1, move nothing where it is 0: `(*B) -> (*B, 2, 3)`."""
     zero, one = torch.zeros_like(index), torch.ones_like(index)
     return _stack(1 - 2 * index, zero, zero, zero, one, zero)
 
 
 def flip_y(index: Tensor) -> Tensor:
-    """Mirrored top to bottom where `index` is 1, left alone where it is 0: `(*B) -> (*B, 2, 3)`."""
+    """Mirror top to bottom where `index` is 1, move nothing where it is 0: `(*B) -> (*B, 2, 3)`."""
     zero, one = torch.zeros_like(index), torch.ones_like(index)
     return _stack(one, zero, zero, zero, 1 - 2 * index, zero)
 
@@ -92,13 +92,13 @@ MAPS: Mapping[str, Callable[[Tensor], Tensor]] = {
 """The maps a parameter can name. Names, so that a saved space is plain data."""
 
 NEUTRAL: Mapping[str, float] = {name: 1.0 if name == "zoom" else 0.0 for name in MAPS}
-"""The value at which each of them leaves everything where it is."""
+"""The value at which each of them moves nothing."""
 
 SEPARABLE = frozenset({"zoom", "translate_x", "flip_x"})
-"""Maps that still mean something on a one-dimensional signal (its axis reads as x)."""
+"""Maps that also act on a one-dimensional signal, whose axis reads as x."""
 
 TRANSLATIONS = frozenset({"translate_x", "translate_y"})
-"""Maps that move the centre; no other one does."""
+"""The maps that move the centre."""
 
 ISOMETRIES = frozenset({"rotation", "translate_x", "translate_y", "flip_x", "flip_y"})
 """Maps that keep every distance."""

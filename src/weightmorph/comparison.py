@@ -26,17 +26,17 @@ from .transforms import LowRank, Scale, Warp
 
 __all__ = ["Comparison", "Nearest", "compare"]
 
-OWN = frozenset(
+RESERVED = frozenset(
     "progress steps epochs seed checkpoint resume objective predict_parameter parameters check_prior".split()
 )
-"""Arguments of `fit` and `fine_tune` that `compare` has itself, or that not both of them take."""
+"""Arguments of `fit` and `fine_tune` that `compare` has itself, or that only one of them takes."""
 
-SHOWN = 8
-"""Test images from which the report's strip is made."""
+SHOWN = 512
+"""Test images among which the report looks for different targets to show."""
 
 
 class Nearest(nn.Module):
-    """One network for each of some settings; at another setting the nearest of them runs.
+    """Networks for some settings, of which the nearest is called at any other setting.
 
     Args:
         space: the parameters.
@@ -72,14 +72,25 @@ class Nearest(nn.Module):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What [`compare`][weightmorph.compare] found. `print` it for the table and the advice.
+    """The alternatives side by side, with all that was trained. `print` it for the table and the advice.
+
+    [`compare`][weightmorph.compare] gives one.
 
     Attributes:
         evaluation: the figures of every row.
         model: the conditioned network, trained.
         networks: the other networks that were trained, by the name of their row.
-        fits: what each training did, by the name of its row.
+        fits: the account of each training, by the name of its row.
         page: the report's file, or None.
+
+    Example:
+        >>> from weightmorph.inputs import Brightness
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 36, 3))
+        >>> data = torch.rand(8, 1, 8, 8), torch.arange(8) % 3
+        >>> judging = {"grid": 2, "rounds": 0}
+        >>> found = compare(net, data, data, Brightness(), steps=1, progress=False, judging=judging)
+        >>> list(found.networks), found.fits["One4All"][0].steps, str(found).endswith(found.advice)
+        (['One4All'], 1, True)
     """
 
     evaluation: Evaluation
@@ -90,7 +101,7 @@ class Comparison:
 
     @property
     def advice(self) -> str:
-        """When to prefer which, in a sentence or two."""
+        """Which alternative to prefer, and why, in a sentence or two."""
         return self.evaluation.advice
 
     def table(self) -> str:
@@ -124,7 +135,7 @@ def compare(
     path: str | os.PathLike[str] | None = None,
     report_options: Mapping[str, Any] | None = None,
 ) -> Comparison:
-    r"""Train what has to be trained, with equal budgets, and judge all of it over a grid of θ.
+    r"""Train a conditioned network and its rivals with equal budgets, and judge them over a grid of θ.
 
     | row | what it is | trained |
     |---|---|---|
@@ -132,18 +143,18 @@ def compare(
     | `frozen` | $f(x; W)$ | |
     | `inverse` | the frozen network behind $T_\theta^{-1}$, where there is one | |
     | `One4All` | all weights fine-tuned on transformed inputs, one network for every θ | yes |
-    | `One4One, nearest of m` | as many networks, each fine-tuned at one θ; the nearest runs | m times |
+    | `One4One, nearest of m` | as many networks, each fine-tuned at one θ; the nearest is called | m times |
     | each of `others` | | |
 
     The columns are those of the table of Wang et al.: the mean over θ, the worst θ, the clean value, trained numbers,
-    bytes to be kept beside the base, seconds of training (of all m networks together), and the time of a call relative
+    bytes to be kept beside the base, seconds of training (of all m networks), and the time of a call relative
     to the frozen network. Every training takes the same number of steps, from the same seed.
 
     Args:
-        net: the pre-trained network, which is left as it is; or a conditioned one (as a
+        net: the pre-trained network, which is not changed; or a conditioned one (as a
             [`Contender`][weightmorph.Contender] with the seconds of its training), which is taken as trained.
         train: as for [`fit`][weightmorph.fit].
-        test: as for [`evaluate`][weightmorph.evaluate]: images that nothing here was trained on, and targets.
+        test: as for [`evaluate`][weightmorph.evaluate]: images that no network here was trained on, and targets.
         input_transform: what the world does to the input.
         transform: the weight transform; unless given, low rank and scale, with `Warp` where θ moves the image.
         objective: of every training.
@@ -152,7 +163,7 @@ def compare(
         one4all: train that row.
         one4one: at how many settings of each parameter to train a network of its own; or the settings, one list per
             parameter. 0 leaves the row out.
-        others: further finished networks by name.
+        others: further trained networks by name.
         unknown: also train a head that estimates θ, if the model has none, and show what is reached when nobody knows
             θ: for each image, and for 64 that share it.
         checkpoint: a folder, with one inside it for each training, from which a run that was interrupted goes on.
@@ -165,10 +176,10 @@ def compare(
         report_options: further arguments of [`report`][weightmorph.report]: `title`, `labels`, `notes`.
 
     Returns:
-        figures, advice, and what was trained.
+        figures, advice, and the trained networks.
 
     Raises:
-        BaseError: if `net` is no network.
+        BaseError: if `net` is not a network.
         TrainingError: for data, a budget or options that cannot be trained with.
         InputError: for test data or options that cannot be judged with.
         MissingDependencyError: without Lightning, or for a report without matplotlib and Jinja2.
@@ -193,71 +204,115 @@ def compare(
         raise InputError(
             f"compare: expected one of weightmorph.inputs, or a subclass of InputTransform, got {input_transform!r}"
         )
-    more = _free(training or {})
-    folder = None if checkpoint is None else Path(checkpoint)
-    shared: dict[str, Any] = {"steps": steps, "epochs": epochs, "seed": seed, "progress": progress, "resume": resume}
-    shared |= more
-
-    def kept(name: str) -> Path | None:
-        return None if folder is None else folder / name
-
-    fits: dict[str, Sequence[Fit[Any]]] = {}
-    mine: dict[str, Any]
+    if isinstance(base, Conditioned) and transform is not None:
+        raise TrainingError("transform: the network is conditioned already; give the plain network, or no transform")
+    options = {"steps": steps, "epochs": epochs, "seed": seed, "progress": progress, "resume": resume}
+    options |= _unreserved(training or {})
+    trainer = _Trainer(train, input_transform, objective, None if checkpoint is None else Path(checkpoint), options)
     if isinstance(base, Conditioned):
-        if transform is not None:
-            raise TrainingError(
-                "transform: the network is conditioned already; give the plain network, or no transform"
-            )
         model, seconds = base, net.seconds if isinstance(net, Contender) else None
-        if unknown and estimator_of(model) is None:
-            mine = {"predict_parameter": "only", "checkpoint": kept("head")}
-            fits["head"] = [fit(model, train, input_transform, objective, **mine, **shared)]
+        fits = trainer.head(model) if unknown and estimator_of(model) is None else {}
+        plain = model.bake(**model.space.anchor)
     else:
-        example = next(iter(Source(train, 1, seed, labels=False).epoch(0)))[0][:1]
-        recipe = transform if transform is not None else _default(input_transform.parameters)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = condition(base, input_transform.parameters, recipe, example=example)
-        done = fit(
-            model,
-            train,
-            input_transform,
-            objective,
-            predict_parameter=unknown,
-            checkpoint=kept("conditioned"),
-            **shared,
-        )
-        fits["conditioned"], seconds = [done], done.seconds
-
-    plain = model.bake(**model.space.anchor) if isinstance(base, Conditioned) else base
-    networks: dict[str, nn.Module] = {}
-    contenders: dict[str, nn.Module | Contender] = {}
-    whole = stored(plain)
-
-    def tuned(name: str, turn: Callable[..., Tensor]) -> Fit[nn.Module]:
-        return fine_tune(plain, train, turn, objective, parameters=model.space, checkpoint=kept(name), **shared)
-
-    if one4all:
-        fits["One4All"] = [found] = [tuned("one4all", input_transform)]
-        networks["One4All"] = found.model
-        contenders["One4All"] = Contender(found.model, found.trainable, found.seconds, whole)
+        model = trainer.conditioned(base, transform, seed)
+        fits = trainer.fit("conditioned", model, predict_parameter=unknown)
+        seconds, plain = fits["conditioned"][0].seconds, base
+    rivals = [trainer.one4all(plain, model.space)] if one4all else []
     if one4one != 0:
-        settings = _settings(model.space, one4one)
-        each = [tuned(f"one4one-{i}", _fixed(input_transform, theta)) for i, theta in enumerate(_rows(settings))]
-        title = f"One4One, nearest of {len(each)}"
-        fits[title] = each
-        networks[title] = Nearest(model.space, settings, [one.model for one in each])
-        numbers, spent = sum(one.trainable for one in each), sum(one.seconds for one in each)
-        contenders[title] = Contender(networks[title], numbers, spent, whole * len(each))
-    options = {"inferred": ("image", 64) if unknown else ()} | dict(judging or {})
-    ours = Contender(model, seconds=seconds, stored=stored(model.transform))
-    evaluation = evaluate(ours, test, input_transform, others={**contenders, **(others or {})}, **options)
+        rivals.append(trainer.one4one(plain, model.space, _settings(model.space, one4one)))
+    evaluation = evaluate(
+        Contender(model, seconds=seconds, stored=stored(model.transform)),
+        test,
+        input_transform,
+        others={rival.name: rival.contender for rival in rivals} | dict(others or {}),
+        **{"inferred": ("image", 64) if unknown else ()} | dict(judging or {}),
+    )
     page = None
     if path is not None:
-        first = next(batches(test, SHOWN)())
-        shown: dict[str, Any] = {"examples": (first[0][:SHOWN], first[1][:SHOWN])} if first[0].dim() == 4 else {}
-        page = report(evaluation, path, model=model, input_transform=input_transform, **shown, **(report_options or {}))
-    return Comparison(evaluation, model, networks, fits, page)
+        shown = _examples(test) | dict(report_options or {})
+        page = report(evaluation, path, model=model, input_transform=input_transform, **shown)
+    networks = {rival.name: rival.contender.module for rival in rivals}
+    return Comparison(evaluation, model, networks, fits | {rival.name: rival.fits for rival in rivals}, page)
+
+
+@dataclass(frozen=True)
+class _Rival:
+    """A row whose network `compare` trained."""
+
+    name: str
+    contender: Contender
+    fits: Sequence[Fit[nn.Module]]
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    """Everything that the trainings of one comparison share.
+
+    Attributes:
+        data: to train on.
+        input_transform: of the training inputs.
+        objective: of every training.
+        folder: of the checkpoints, one folder inside it for each training; None saves none.
+        options: further arguments of `fit` and `fine_tune`.
+    """
+
+    data: Data
+    input_transform: InputTransform
+    objective: Any
+    folder: Path | None
+    options: Mapping[str, Any]
+
+    def checkpoint(self, name: str) -> Path | None:
+        return None if self.folder is None else self.folder / name
+
+    def conditioned(self, net: nn.Module, transform: nn.Module | None, seed: int) -> Conditioned:
+        """The network with an untrained transform."""
+        space = self.input_transform.parameters
+        example = next(iter(Source(self.data, 1, seed, labels=False).epoch(0)))[0][:1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return condition(net, space, _default(space) if transform is None else transform, example=example)
+
+    def fit(self, name: str, model: Conditioned, **more: Any) -> dict[str, Sequence[Fit[Any]]]:
+        """Train the transform, its head, or both."""
+        more["checkpoint"] = self.checkpoint(name)
+        return {name: [fit(model, self.data, self.input_transform, self.objective, **more, **self.options)]}
+
+    def head(self, model: Conditioned) -> dict[str, Sequence[Fit[Any]]]:
+        """Train a head that estimates θ, and nothing else."""
+        return self.fit("head", model, predict_parameter="only")
+
+    def fine_tune(
+        self, name: str, net: nn.Module, space: ParameterSpace, input_transform: Callable[..., Tensor]
+    ) -> Fit[nn.Module]:
+        """Train a copy of the plain network."""
+        folder = self.checkpoint(name)
+        return fine_tune(
+            net, self.data, input_transform, self.objective, parameters=space, checkpoint=folder, **self.options
+        )
+
+    def one4all(self, net: nn.Module, space: ParameterSpace) -> _Rival:
+        """One network for every θ."""
+        done = self.fine_tune("one4all", net, space, self.input_transform)
+        return _Rival("One4All", Contender(done.model, done.trainable, done.seconds, stored(net)), [done])
+
+    def one4one(self, net: nn.Module, space: ParameterSpace, settings: Sequence[Mapping[str, float]]) -> _Rival:
+        """One network for each setting, of which the nearest is called."""
+        fits = [
+            self.fine_tune(f"one4one-{number}", net, space, _fixed(self.input_transform, theta))
+            for number, theta in enumerate(settings)
+        ]
+        columns = {name: torch.tensor([theta[name] for theta in settings]) for name in space}
+        nearest = Nearest(space, columns, [done.model for done in fits])
+        trainable, seconds = sum(done.trainable for done in fits), sum(done.seconds for done in fits)
+        contender = Contender(nearest, trainable, seconds, stored(net) * len(fits))
+        return _Rival(f"One4One, nearest of {len(fits)}", contender, fits)
+
+
+def _examples(test: Any) -> dict[str, Any]:
+    """The first test images with their targets, for the report; nothing where the inputs are not images."""
+    x, y = next(batches(test, SHOWN)())
+    return {"examples": (x[:SHOWN], y[:SHOWN])} if x.dim() == 4 else {}
 
 
 def stored(module: nn.Module) -> int:
@@ -273,8 +328,9 @@ def stored(module: nn.Module) -> int:
     return sum(tensors.values())
 
 
-def _free(training: Mapping[str, Any]) -> dict[str, Any]:
-    taken = sorted(OWN & set(training))
+def _unreserved(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Further arguments of the trainings, without any that `compare` takes itself."""
+    taken = sorted(RESERVED & set(training))
     if taken:
         raise TrainingError(f"training={{{taken[0]!r}: …}}: give {taken[0]}= to compare itself, which passes it on")
     return dict(training)
@@ -285,17 +341,10 @@ def _default(space: ParameterSpace) -> nn.Module:
     return Warp() + LowRank(8) + Scale() if space.affine_names else LowRank(8) + Scale()
 
 
-def _settings(space: ParameterSpace, wanted: int | Mapping[str, Value]) -> dict[str, Tensor]:
-    if isinstance(wanted, Mapping):
-        return {name: torch.atleast_1d(value) for name, value in space.prepare(wanted).items()}
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+def _settings(space: ParameterSpace, wanted: int | Mapping[str, Value]) -> list[dict[str, float]]:
+    if not isinstance(wanted, Mapping) and (isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1):
         raise InputError(f"one4one: expected how many settings of each parameter, or the settings, got {wanted!r}")
-    return space.grid(wanted)
-
-
-def _rows(settings: Mapping[str, Tensor]) -> list[dict[str, float]]:
-    columns = {name: value.tolist() for name, value in settings.items()}
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return space.settings(wanted)
 
 
 def _fixed(transform: InputTransform, theta: Mapping[str, float]) -> Callable[..., Tensor]:

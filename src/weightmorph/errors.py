@@ -1,4 +1,4 @@
-"""The exceptions: what was expected, what came, which layer, what to do.
+"""The exceptions. Each message says which layer, what was expected, what was given, and what to do.
 
 ```
 WeightmorphError
@@ -17,7 +17,7 @@ WeightmorphError
 │   └── MemoryLimitError          a per-sample weight larger than the stated limit
 ├── TrainingError             data, an objective or a budget that cannot be trained with, or a loss that is not finite
 ├── BaseError                 the base network cannot be conditioned, or is another one than at save
-├── CheckpointError           a file that is missing a piece, or is not one of ours
+├── CheckpointError           a file that is damaged or incomplete, or is no weightmorph checkpoint
 ├── ConfigError               a configuration or a flag of the command line that cannot be used
 ├── RequestError              a request to the server that cannot be answered
 └── MissingDependencyError    an optional package is absent (also an ImportError)
@@ -62,7 +62,7 @@ __all__ = [
 
 
 class WeightmorphError(Exception):
-    """Everything that this library raises on purpose."""
+    """The base of all errors that this library raises on purpose."""
 
 
 class ParameterError(WeightmorphError, ValueError):
@@ -94,7 +94,7 @@ class SelectionError(WeightmorphError, ValueError):
 
 
 class TransformError(WeightmorphError, ValueError):
-    """A weight transform gave something that is not a usable weight."""
+    """The output of a weight transform is not a usable weight."""
 
 
 class RankError(TransformError):
@@ -150,11 +150,15 @@ class OutOfRangeWarning(UserWarning):
 
 
 class ConditioningWarning(UserWarning):
-    """Something about a conditioned network deserves a look; the call goes on."""
+    """A part of the network was not conditioned, or a result deserves attention; the call goes on."""
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'a', 'b'?"`, or the empty string where nothing is near.
+    """A hint for a misspelt name: `"; did you mean 'a', 'b'?"`, or the empty string if no known name is similar.
+
+    Args:
+        name: what the user wrote.
+        known: the names that would have been right.
 
     Example:
         >>> near("agnle", ["angle", "blur"])
@@ -183,7 +187,7 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         top = module.partition(".")[0]
-        # A package that is there but broken must not be reported as absent.
+        # A package that is installed but broken must not be reported as absent.
         if error.name is not None and error.name.partition(".")[0] != top:
             raise
         raise MissingDependencyError(

@@ -1,7 +1,7 @@
-"""What training asks of an output: agreement with labels, or with the frozen base on the clean input.
+"""Objectives: losses that compare an output with labels, or with the frozen base's output on the clean input.
 
-Objectives are functions of tensors; none of them meets a model. [`fit`][weightmorph.fit] reads from `needs_labels` and
-`needs_frozen` what it has to hand over.
+An objective is a function of tensors and knows no model. [`fit`][weightmorph.fit] reads `needs_labels` and
+`needs_frozen` to see which of them it has to provide.
 """
 
 from __future__ import annotations
@@ -19,35 +19,42 @@ from .errors import TrainingError, near
 __all__ = ["Distillation", "Mixture", "Objective", "Supervised"]
 
 Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""Two tensors of one shape to a scalar that is smallest where they agree."""
+"""Two tensors of one shape to a scalar that is smallest where they are equal."""
 
 
 class Objective(ABC):
-    r"""A scalar to be made small: $L(f(T_\theta(x); W(\theta)),\ y,\ f(x; W))$.
+    r"""The scalar that training minimises: $L(f(T_\theta(x); W(\theta)),\ y,\ f(x; W))$.
 
-    Objectives add and may be weighted: `Supervised() + 0.5 * Distillation()`.
+    Objectives can be added and weighted: `Supervised() + 0.5 * Distillation()`.
+
+    Example:
+        >>> class Confidence(Objective):  # entropy of the output, without labels
+        ...     def __call__(self, output, target=None, frozen=None):
+        ...         return torch.special.entr(output.softmax(1)).sum(1).mean()
+        >>> Confidence()(torch.zeros(2, 10)).exp().round().item()
+        10.0
     """
 
     needs_labels: bool = False
-    """Is `target` read?"""
+    """Whether `target` is read."""
 
     needs_frozen: bool = False
-    """Is `frozen`, the base's output on the clean input, read?"""
+    """Whether `frozen`, the base's output on the clean input, is read."""
 
     @abstractmethod
     def __call__(self, output: Any, target: Any = None, frozen: Any = None) -> Tensor:
         """The loss of a batch.
 
         Args:
-            output: what the conditioned network gave for the transformed input.
+            output: output of the conditioned network for the transformed input.
             target: the labels.
-            frozen: what the frozen base gave for the clean input.
+            frozen: output of the frozen base for the clean input.
 
         Returns:
             a scalar.
 
         Raises:
-            TrainingError: if what it needs is missing, or outputs and labels do not fit each other.
+            TrainingError: if a needed argument is missing, or if outputs and labels do not fit each other.
         """
 
     def __add__(self, other: Objective) -> Objective:
@@ -67,8 +74,11 @@ class Supervised(Objective):
     r"""Agreement with labels: $L = \ell(f(T_\theta(x); W(\theta)),\ y)$.
 
     Args:
-        loss: $\ell$, `(output, target) -> scalar`. One that reads a part of a nested output is written as
+        loss: $\ell$, `(output, target) -> scalar`. A loss of one part of a nested output is written as
             `lambda output, y: F.cross_entropy(output.logits, y)`.
+
+    Raises:
+        TrainingError: if `loss` is not callable.
 
     Example:
         >>> Supervised()(torch.zeros(2, 10), torch.tensor([3, 7])).exp().round().item()
@@ -108,14 +118,17 @@ class Distillation(Objective):
 
     $$L = \tau^2\, \mathrm{KL}\big(\mathrm{softmax}(z_0 / \tau)\ \|\ \mathrm{softmax}(z / \tau)\big)$$
 
-    over the class axis, which is the second, and the mean over all others, so that it reads the logits of a
-    classification `(B, C)` and of a segmentation `(B, C, *spatial)`. Outputs that are no logits take another
-    `distance`; those of nested outputs are averaged over their floating-point tensors.
+    over the class axis, which is the second axis, averaged over all others. So the output may be the logits of a
+    classification `(B, C)` or of a segmentation `(B, C, *spatial)`. Other outputs need another `distance`. For a nested
+    output the distances of its floating-point tensors are averaged.
 
     Args:
-        temperature: $\tau$; more than 1 gives the unlikely classes more weight.
-        distance: `"kl"` as above, `"mse"` (mean squared difference), or a function of two tensors of one shape, the
-            network's and the frozen one's.
+        temperature: $\tau$; above 1, unlikely classes get more weight.
+        distance: `"kl"` as above, `"mse"` (mean squared difference), or a function of two tensors of one shape, of the
+            network and of the frozen base.
+
+    Raises:
+        TrainingError: for a temperature that is not positive, or an unknown distance.
 
     References:
         Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
@@ -140,7 +153,7 @@ class Distillation(Objective):
     def __call__(self, output: Any, target: Any = None, frozen: Any = None) -> Tensor:
         if frozen is None:
             raise TrainingError("Distillation: the frozen base's output on the clean input is missing: pass frozen=…")
-        distances = [self._between(mine, theirs.detach(), where) for where, mine, theirs in _pairs(output, frozen)]
+        distances = [self._between(one, other.detach(), where) for where, one, other in _pairs(output, frozen)]
         if not distances:
             raise TrainingError(
                 f"Distillation: the output ({type(output).__name__}) holds no floating-point tensor to compare"
@@ -164,8 +177,8 @@ class Distillation(Objective):
             )
         if not output.dtype.itemsize > 2:
             output, frozen = output.float(), frozen.float()
-        ours, theirs = (F.log_softmax(z / self.temperature, 1) for z in (output, frozen))
-        divergence = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
+        logs, frozen_logs = (F.log_softmax(z / self.temperature, 1) for z in (output, frozen))
+        divergence = F.kl_div(logs, frozen_logs, reduction="none", log_target=True).sum(1)
         return divergence.mean() * self.temperature**2
 
     def __repr__(self) -> str:
@@ -199,10 +212,10 @@ _NAMED: Mapping[str, type[Objective]] = {"supervised": Supervised, "distillation
 
 
 def resolve(objective: str | Objective | Callable[[Any, Any], Tensor]) -> Objective:
-    """An objective from its name, from a loss `(output, target) -> scalar`, or as it is.
+    """An objective from its name or from a loss `(output, target) -> scalar`; an objective is returned unchanged.
 
     Raises:
-        TrainingError: if it is none of these.
+        TrainingError: for anything else.
 
     Example:
         >>> resolve("distillation"), resolve(F.mse_loss)
@@ -226,7 +239,7 @@ def _weighted(objective: Objective) -> tuple[tuple[float, Objective], ...]:
 
 
 def _pairs(output: Any, frozen: Any, where: str = "the output") -> Iterator[tuple[str, Tensor, Tensor]]:
-    """The floating-point tensors of two outputs of one structure, side by side, each with where it is."""
+    """The floating-point tensors of two outputs of one structure, in pairs, each with its place in the output."""
     if isinstance(output, Tensor) and isinstance(frozen, Tensor):
         if output.is_floating_point() and frozen.is_floating_point():
             yield where, output, frozen
@@ -235,12 +248,12 @@ def _pairs(output: Any, frozen: Any, where: str = "the output") -> Iterator[tupl
         for key in output:
             yield from _pairs(output[key], frozen[key], f"{where}[{key!r}]")
     elif isinstance(output, list | tuple) and isinstance(frozen, list | tuple) and len(output) == len(frozen):
-        for number, (mine, theirs) in enumerate(zip(output, frozen, strict=True)):
-            yield from _pairs(mine, theirs, f"{where}[{number}]")
+        for number, (one, other) in enumerate(zip(output, frozen, strict=True)):
+            yield from _pairs(one, other, f"{where}[{number}]")
     elif type(output) is not type(frozen) or isinstance(output, Mapping | list | tuple):
         raise TrainingError(
             f"Distillation: {where} is {_shape(output)} under W(θ) and {_shape(frozen)} from the frozen base; the two "
-            "must be built alike"
+            "must have the same structure"
         )
 
 

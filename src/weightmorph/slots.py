@@ -24,10 +24,16 @@ Kind = Literal["conv", "conv_transpose", "linear", "norm", "bias", "other"]
 class Slot:
     """One conditioned tensor: dotted name, owning layer, and how its axes read.
 
-    Whatever the layer, a weight has one *canonical* form `(G, O, I, T)`: groups, outputs of a group, inputs of a
-    group, taps. A `Conv2d` weight `(G·O, I, h, w)`, a `ConvTranspose2d` weight `(G·I, O, h, w)`, a `Linear` weight
-    `(O, I)` (one tap, or the `h·w` positions of the flattened map that it reads) and a norm's scale `(O,)` all do.
-    Families are written once, in that form.
+    Every weight has one *canonical* form `(G, O, I, T)`: groups, outputs of a group, inputs of a group, taps. Families
+    are written once, in that form.
+
+    | layer | weight | canonical |
+    |---|---|---|
+    | `Conv2d` | `(G·O, I, h, w)` | T = h·w |
+    | `ConvTranspose2d` | `(G·I, O, h, w)` | T = h·w |
+    | `Linear` | `(O, I)` | G = 1, T = 1 |
+    | `Linear` that reads a flattened map | `(O, I·h·w)` | G = 1, T = h·w |
+    | a norm's scale, or a bias | `(O,)` | G = I = T = 1 |
 
     Attributes:
         name: as in the base's `state_dict`.
@@ -38,15 +44,20 @@ class Slot:
         groups: G.
         kernel: extent along each spatial axis; for a `Linear` after a flatten, of the flattened map.
         taps: position of every tap along each spatial axis, in pixels of the map that the layer reads, measured from
-            the point that the output grid's centre rests on.
+            the point of that map that lies under the output grid's centre.
         pixel: how many pixels of the network's input one pixel of that map spans.
-        fixed: the taps have places on the image (a `Linear` after a flatten), so a translation moves them.
-        growable: the kernel may be given a larger support by padding it and the layer's `padding` alike.
-        one_sided: also by taps on one side of it, for the layer's forward is torch's own, which pads each side by an
-            amount of its own if it is told to.
-        normed: the layer's output goes to a norm layer and nowhere else, whose own scale is conditioned (an example
-            shows it): a scale of the rows would do again what that one does.
-        explicit: the user asked for it by name, so what does not fit is an error and not a note.
+        fixed: the taps have fixed positions on the image (a `Linear` after a flatten), so a translation moves them.
+        growable: the kernel can grow, because the layer's `padding` can grow by the same amount.
+        one_sided: the kernel can also grow on one side only, because the layer's forward is torch's own and can pad
+            the two sides by different amounts.
+        normed: the layer's output goes only to a norm layer whose scale is conditioned, as an example shows. To scale
+            the rows as well would have the same effect twice.
+        explicit: the user selected it by name, so that a transform that does not fit is an error and not a note.
+
+    Example:
+        >>> slot = Slot("c.weight", "c", "weight", "conv", (4, 3, 3, 3), groups=2, kernel=(3, 3))
+        >>> slot.canonical_shape, slot.outputs, slot.n_taps
+        ((2, 2, 3, 9), 4, 9)
     """
 
     name: str
@@ -89,7 +100,7 @@ class Slot:
 
     @property
     def n_taps(self) -> int:
-        """T."""
+        """T: number of taps."""
         return math.prod(self.kernel)
 
     @property
@@ -100,7 +111,7 @@ class Slot:
 
     @property
     def canonical_shape(self) -> tuple[int, int, int, int]:
-        """`(G, O, I, T)`."""
+        """The canonical form `(G, O, I, T)`: groups, outputs of a group, inputs of a group, taps."""
         if self.kind == "conv":
             return self.groups, self.shape[0] // self.groups, self.shape[1], self.n_taps
         if self.kind == "conv_transpose":
@@ -116,7 +127,7 @@ class Slot:
         return self.kind in ("conv", "conv_transpose") and self.groups > 1 and self.canonical_shape[2] == 1
 
     def canonical(self, weight: Tensor) -> Tensor:
-        """`(*B, *S) -> (*B, G, O, I, T)`."""
+        """The weight in canonical form: `(*B, *S) -> (*B, G, O, I, T)`."""
         g, o, i, t = self.canonical_shape
         batch = weight.shape[: weight.dim() - len(self.shape)]
         if self.kind == "conv_transpose":
@@ -124,20 +135,22 @@ class Slot:
         return weight.reshape(*batch, g, o, i, t)
 
     def restore(self, canonical: Tensor, grow: Grow = ()) -> Tensor:
-        """`(*B, G, O, I, T) -> (*B, *S)`, the support being wider by `grow`.
+        """`(*B, G, O, I, T) -> (*B, *S)`, with a kernel that is wider by `grow`.
 
-        O and I may differ from the slot's own: the factors of a low-rank weight are laid out by the same rule.
+        O and I may differ from the slot's own, so that the factors of a low-rank weight can be restored too.
         """
         batch = canonical.shape[:-4]
         g, o, i, _ = canonical.shape[-4:]
         kernel = self.grown(grow)
+        if self.kind == "other" and self.shape:
+            return canonical.reshape(*batch, o, *self.shape[1:])
         if self.kind == "conv_transpose":
             return canonical.transpose(-3, -2).reshape(*batch, g * i, o, *kernel)
         if self.kind == "conv":
             return canonical.reshape(*batch, g * o, i, *kernel)
         if self.kind == "linear":
             return canonical.reshape(*batch, o, -1)
-        return canonical.reshape(*batch, *self.shape)
+        return canonical.reshape((*batch, *self.shape))  # a tuple, because a scalar has no axes
 
     def rows(self, gain: Tensor) -> Tensor:
         """One number per output `(*B, G·O)`, in the shape in which it multiplies a canonical weight."""
@@ -149,7 +162,7 @@ class Slot:
         return tuple(k + sum(more) for k, more in zip(self.kernel, grow, strict=True)) if grow else self.kernel
 
     def sides(self, extra: Sequence[int]) -> Grow:
-        """So many more taps along each axis, before and after the kernel: an odd one where it makes taps symmetric.
+        """`extra` taps along each axis, divided before and after the kernel; an odd one where it makes taps symmetric.
 
         Example:
             >>> Slot("w", "", "w", "conv", (1, 1, 3), kernel=(3,), taps=((-1.5, -0.5, 0.5),)).sides((1,))
@@ -159,7 +172,7 @@ class Slot:
         return tuple((first, n - first) for first, n in zip(before, extra, strict=True))
 
     def positions(self, grow: Grow = ()) -> Tensor:
-        """Where the taps are: `(T, n)` in float64, the last column being x.
+        """Positions of the taps: `(T, n)` in float64, with x in the last column.
 
         Example:
             >>> Slot.of((1, 1, 1, 3)).positions().tolist()
@@ -173,10 +186,18 @@ class Slot:
         return torch.stack([g.flatten() for g in grids], -1)
 
     def as_map(self, kernel: Sequence[int], *, pixel: float = 1.0) -> Slot:
-        """The same `Linear` read as a kernel over a flattened map of extent `kernel`.
+        """The same `Linear`, read as a kernel over a flattened map of extent `kernel`.
+
+        Args:
+            kernel: extent of the map along each axis.
+            pixel: how many pixels of the network's input one pixel of the map spans.
 
         Raises:
             SelectionError: if the weight's columns are no multiple of that extent.
+
+        Example:
+            >>> Slot.of((5, 18)).as_map((3, 3)).canonical_shape
+            (1, 5, 2, 9)
         """
         kernel = tuple(kernel)
         if self.kind != "linear" or self.shape[1] % math.prod(kernel):

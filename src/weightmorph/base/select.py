@@ -44,24 +44,24 @@ def select_slots(net: nn.Module, select: Select | None = None) -> tuple[list[Slo
     """The tensors to condition, in the order of the base's `named_parameters`.
 
     Without `select`: weight and bias of every convolution and linear layer, and scale and shift of every norm layer.
-    Which of them end up conditioned is for the families to say. Tensors reached under several names count once.
+    The families then choose among them. A tensor with several names counts once.
 
     Args:
         net: the base.
         select: see [`Select`][weightmorph.base.select.Select].
 
     Returns:
-        the slots, and notes about what the default left out.
+        the slots, and notes about the tensors that the default left out.
 
     Raises:
         SelectionError: if nothing matches (near names are listed), if a tensor is tied under two names with
             different axis roles, or if a parametrised tensor was asked for by name.
     """
-    found: list[tuple[Slot, nn.Module, Tensor]] = list(_candidates(net, explicit=select is not None))
-    roles = _roles(found)
+    candidates: list[tuple[Slot, nn.Module, Tensor]] = list(_candidates(net, explicit=select is not None))
+    roles = _roles(candidates)
     notes: list[str] = []
     slots: list[Slot] = []
-    for slot, module, tensor in found:
+    for slot, module, tensor in candidates:
         if select is None and slot.kind == "other":
             continue
         if select is not None and not _matches(slot, module, select):
@@ -84,7 +84,7 @@ def select_slots(net: nn.Module, select: Select | None = None) -> tuple[list[Slo
     notes += _parametrised(net, select)
     if isinstance(select, Sequence) and not isinstance(select, str):
         for pattern in select:
-            if isinstance(pattern, str) and not any(_matches(slot, m, pattern) for slot, m, _ in found):
+            if isinstance(pattern, str) and not any(_matches(slot, m, pattern) for slot, m, _ in candidates):
                 _nothing(net, pattern)
     if not slots:
         _nothing(net, select)
@@ -128,8 +128,8 @@ def _slot(
     assert isinstance(module, nn.modules.conv._ConvNd)
     kernel = shape[2:]
     taps = tuple(tuple(d * (j - (k - 1) / 2) for j in range(k)) for k, d in zip(kernel, module.dilation, strict=True))
-    # A layer that pads by other means than zeros does so itself, by an amount that its kernel size fixes. A forward of
-    # its own may do anything with the weight; an example can show that it is harmless.
+    # A layer whose padding mode is not zeros pads by itself, by an amount that its kernel size fixes. A forward that
+    # the user wrote may do anything with the weight; an example can show that it is harmless.
     plain = any(
         type(module).forward is c.forward and type(module)._conv_forward is c._conv_forward for c in CONVOLUTIONS
     )
@@ -140,10 +140,10 @@ def _slot(
     )  # fmt: skip
 
 
-def _roles(found: list[tuple[Slot, nn.Module, Tensor]]) -> dict[int, list[tuple[str, tuple[object, ...]]]]:
+def _roles(candidates: list[tuple[Slot, nn.Module, Tensor]]) -> dict[int, list[tuple[str, tuple[object, ...]]]]:
     """Every tensor's names, each with how the tensor reads there."""
     roles: dict[int, list[tuple[str, tuple[object, ...]]]] = {}
-    for slot, _, tensor in found:
+    for slot, _, tensor in candidates:
         roles.setdefault(id(tensor), []).append((slot.name, (slot.kind, slot.groups, slot.kernel)))
     return roles
 

@@ -11,7 +11,7 @@ import copy
 import inspect
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -43,8 +43,8 @@ class _Method:
 class View:
     """A network's modules as classes and dictionaries.
 
-    Parameters share storage with the network until they are moved; buffers are copied, for a base may write into its
-    own. Every module is in eval mode.
+    Parameters share storage with the network until they are moved. Buffers are copied, because a base may write into
+    them. Every module is in eval mode.
 
     Args:
         net: the network; read and left as it is.
@@ -98,7 +98,7 @@ class View:
                 self._find(item, modules)
 
     def _read(self, value: Any, seen: dict[int, Tensor]) -> Any:
-        """A value of a module's dictionary with tensors of our own and modules as numbers."""
+        """A value of a module's dictionary, with tensors of the view and with modules as numbers."""
         if isinstance(value, Tensor):
             if id(value) not in seen:
                 if isinstance(value, nn.Parameter):
@@ -113,8 +113,8 @@ class View:
         return _map(value, lambda item: self._read(item, seen))
 
     def _index(self) -> None:
-        """How each module's dictionary is made anew in a clone: what is copied and what must be filled."""
-        self.recipes = [_Recipe(entries) for entries in self.dicts]
+        """Prepare, for each module's dictionary, how a clone copies it."""
+        self.copiers = [_DictCopier(entries) for entries in self.dicts]
 
     def clone(self, overrides: Mapping[int, Mapping[str, Any]] | None = None) -> nn.Module:
         """A new network around the same tensors.
@@ -125,8 +125,8 @@ class View:
         """
         make = object.__new__
         new: list[nn.Module] = [make(kind) for kind in self.classes]
-        for module, entries, recipe in zip(new, self.dicts, self.recipes, strict=True):
-            object.__setattr__(module, "__dict__", recipe.fill(entries, new))
+        for module, entries, copier in zip(new, self.dicts, self.copiers, strict=True):
+            object.__setattr__(module, "__dict__", copier.copy(entries, new))
         for number, attributes in (overrides or {}).items():
             vars(new[number]).update(attributes)
         return new[0]
@@ -147,9 +147,14 @@ class View:
         return self.open_keywords or keyword in self.keywords
 
     @property
+    def network(self) -> str:
+        """The network's class, by name."""
+        return self.classes[0].__name__
+
+    @property
     def _any(self) -> Tensor:
-        tensors: list[Tensor] = [p for d in self.dicts for p in d["_parameters"].values() if p is not None]
-        return tensors[0]
+        first: Tensor = next(p for d in self.dicts for p in d["_parameters"].values() if p is not None)
+        return first
 
     @property
     def device(self) -> torch.device:
@@ -168,9 +173,13 @@ class View:
         return tensor
 
     def layer(self, name: str) -> tuple[type, Mapping[str, Any]]:
-        """A module's class and its dictionary, in which buffers follow every move."""
+        """A module's class and its dictionary. A move replaces the dictionary, so it must not be kept past one."""
         number = self.names[name]
         return self.classes[number], self.dicts[number]
+
+    def layers(self) -> Iterator[tuple[type, Mapping[str, Any]]]:
+        """Class and dictionary of every module."""
+        return zip(self.classes, self.dicts, strict=True)
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers by their names in the network, a tied one under each."""
@@ -178,30 +187,29 @@ class View:
         return dict(root.named_parameters(remove_duplicate=False)) | dict(root.named_buffers(remove_duplicate=False))
 
     def written(self) -> frozenset[str]:
-        """Buffers that the base's own calls have written into: a counter says nothing of which network it is."""
+        """Names of the buffers that the base's own calls have written into; a counter does not identify a network."""
         buffers = self.clone().named_buffers(remove_duplicate=False)
         return self._written | {name for name, t in buffers if not t.is_inference() and t._version}
 
-    def places(self, tensor: Tensor) -> tuple[tuple[int, str], ...]:
-        """Every (module number, attribute) at which a parameter is registered."""
-        return tuple(
-            (number, key)
-            for number, entries in enumerate(self.dicts)
-            for key, value in entries["_parameters"].items()
-            if value is tensor
-        )
+    def sites(self) -> dict[int, list[tuple[int, str]]]:
+        """By the id of each parameter, every (module number, attribute) at which it is registered."""
+        sites: dict[int, list[tuple[int, str]]] = {}
+        for number, entries in enumerate(self.dicts):
+            for key, value in entries["_parameters"].items():
+                sites.setdefault(id(value), []).append((number, key))
+        return sites
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_written": self.written()}  # a copied tensor no longer tells
+        return vars(self) | {"_written": self.written()}  # the version counter of a copied tensor starts again
 
     def __deepcopy__(self, memo: dict[int, Any]) -> View:
-        """The same network's parameters, buffers of its own."""
+        """A view that shares the parameters, and has copies of the buffers."""
         new = copy.copy(self)
         new.apply(lambda t: t if isinstance(t, nn.Parameter) else t.clone())
         return new
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Replace every tensor (a move to another device or dtype); the network's own stay where they are."""
+        """Replace every tensor of the view, to move it to another device or dtype; the network stays as it is."""
         self._written = self.written()
         seen: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -234,11 +242,11 @@ def _map(value: Any, function: Callable[[Any], Any]) -> Any:
     return value
 
 
-class _Recipe:
-    """Which entries of a module's dictionary a clone takes as they are, copies, or fills with its own modules.
+class _DictCopier:
+    """Copies one module's dictionary for a clone: some entries are shared, some copied, some hold the clone's modules.
 
-    Dictionaries are always copied (registered tensors and hooks too): what a call registers stays with that call. Most
-    of a clone's cost is here, so each kind of entry is made in the plainest way there is.
+    Dictionaries are always copied (registered tensors and hooks too), so that what a call registers stays with that
+    call. This is most of a clone's cost, so each kind of entry is copied in the plainest way there is.
     """
 
     def __init__(self, entries: Mapping[str, Any]) -> None:
@@ -256,22 +264,22 @@ class _Recipe:
             elif _refers(value):
                 self.deep.append(key)
 
-    def fill(self, entries: Mapping[str, Any], new: list[nn.Module]) -> dict[str, Any]:
-        """The dictionary of one module of a clone."""
-        made = dict(entries)
+    def copy(self, entries: Mapping[str, Any], new: list[nn.Module]) -> dict[str, Any]:
+        """The dictionary of one module of a clone whose modules are `new`."""
+        copied = dict(entries)
         for key, kind in self.empty:
-            made[key] = kind()
+            copied[key] = kind()
         for key in self.flat:
-            made[key] = entries[key].copy()
+            copied[key] = entries[key].copy()
         for key, row in self.modules:
-            made[key] = {name: new[number] for name, number in row}
+            copied[key] = {name: new[number] for name, number in row}
         for key in self.deep:
-            made[key] = _fill(entries[key], new)
-        return made
+            copied[key] = _fill(entries[key], new)
+        return copied
 
 
 def _refers(value: Any) -> bool:
-    """Must a clone have its own? Modules and bound methods, and containers that can be written into."""
+    """Does each clone need its own? True for modules, bound methods, and containers that can be written into."""
     if type(value) in (_Module, _Method) or isinstance(value, dict) or type(value) is list:
         return True
     return type(value) is tuple and any(map(_refers, value))

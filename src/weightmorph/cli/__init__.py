@@ -1,8 +1,8 @@
 """The command line: `weightmorph fit | evaluate | compare | infer | bake | export | summary | serve | doctor`.
 
-`docs/command_line.md` describes it. Built on [jsonargparse](https://jsonargparse.readthedocs.io), because one
-dataclass per command is then at once its flags, its YAML keys, its help and its types (Lightning's users know the
-manner), and on [rich](https://rich.readthedocs.io) for what is printed.
+`docs/command_line.md` describes it. Built on [jsonargparse](https://jsonargparse.readthedocs.io), because the
+signatures of the library's functions are then at once the flags, the YAML keys, their help and their types, and on
+[rich](https://rich.readthedocs.io) for what is printed.
 """
 
 from __future__ import annotations
@@ -59,14 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     for package in ("jsonargparse", "rich"):
         require(package, "cli", "the command line")
+    from .commands import run
     from .parse import parse
 
-    if not words:
-        words = ["--help"]
-    job = parse(words)
-    from .commands import run
-
-    return run(job)
+    return run(parse(words))
 
 
 def _end(name: str, text: str, error: BaseException, debug: bool, code: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from ..errors import ConfigError, require
 from .sources import call
 
-__all__ = ["Folder", "example", "labelled", "load", "unlabelled"]
+__all__ = ["Folder", "example", "labelled", "read"]
 
 IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -29,7 +29,7 @@ class Folder(Dataset[Any]):
 
     Args:
         folder: where.
-        size: height and width in px, or one number for both; null keeps the images' own, which must then be alike.
+        size: height and width in px, or one number for both; null keeps the images' own, which must then agree.
         channels: 3 (colour) or 1 (grey).
         mean: subtracted from the values, which lie from 0 to 1; one number, or one for each channel.
         std: the difference is divided by it.
@@ -56,10 +56,8 @@ class Folder(Dataset[Any]):
         sizes = [size, size] if isinstance(size, int) else size
         if sizes is not None and (len(sizes) != 2 or not all(isinstance(n, int) and n > 0 for n in sizes)):
             raise ConfigError(f"data_options: size must be one or two numbers of px, got {size!r}")
-        self.size, self.channels = sizes, channels
         try:
-            self.mean, self.std = (torch.tensor(v, dtype=torch.float32).reshape(-1, 1, 1) for v in (mean, std))
-            torch.zeros(channels, 1, 1) + self.mean + self.std
+            self.mean, self.std = (torch.tensor(v, dtype=torch.float32).expand(channels) for v in (mean, std))
         except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"data_options: mean and std must be one number or one for each of {channels} channels, got {mean!r} "
@@ -67,16 +65,25 @@ class Folder(Dataset[Any]):
             ) from error
         if not bool((self.std > 0).all()):
             raise ConfigError(f"data_options: std must be above 0, got {std!r}")
+        self.folder, self.size, self.channels = folder, sizes, channels
         self.classes = sorted(p.name for p in folder.iterdir() if p.is_dir())
-        self.files: list[tuple[Path, int | None]] = []
-        for number, name in enumerate(self.classes):
-            self.files += [(file, number) for file in _images(folder / name)]
-        if not self.classes:
-            self.files = [(file, None) for file in _images(folder)]
+        places: list[tuple[Path, int | None]]
+        places = [(folder / name, number) for number, name in enumerate(self.classes)] or [(folder, None)]
+        self.files = [
+            (file, label)
+            for place, label in places
+            for file in sorted(place.rglob("*"))
+            if file.suffix.lower() in IMAGES and file.is_file()
+        ]
         if not self.files:
             raise ConfigError(f"data: no image in {folder} or its subfolders ({', '.join(sorted(IMAGES))})")
         self._pillow = require("PIL.Image", "cli", "reading images")
         self._ops = require("PIL.ImageOps", "cli", "reading images")
+
+    @property
+    def names(self) -> list[str]:
+        """The files, relative to the folder, in the order of the images."""
+        return [file.relative_to(self.folder).as_posix() for file, _ in self.files]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -90,28 +97,23 @@ class Folder(Dataset[Any]):
             raise ConfigError(f"data: {file} cannot be read as an image: {error}") from error
         if self.size is not None:
             image = self._ops.fit(image, (self.size[1], self.size[0]), self._pillow.Resampling.BILINEAR)
-        values = np.asarray(image, dtype=np.float32) / 255
-        x = torch.from_numpy(values).reshape(*values.shape[:2], self.channels).permute(2, 0, 1)
-        x = ((x - self.mean) / self.std).contiguous()
+        values = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
+        x = (values.reshape(*values.shape[:2], self.channels) - self.mean) / self.std
+        x = x.permute(2, 0, 1).contiguous()
         return x if label is None else (x, torch.tensor(label))
 
 
-def _images(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGES and file.is_file())
-
-
-def load(source: str | None, options: Mapping[str, Any], take: Sequence[int] | None, key: str) -> Any:
+def read(options: Any, key: str) -> Any:
     """Data as [`fit`][weightmorph.fit] and [`evaluate`][weightmorph.evaluate] take them.
 
     Args:
-        source: as the help of `--data` says.
-        options: keyword arguments of whatever reads it.
-        take: which of several values are x and y.
-        key: `data` or `test_data`, for messages.
+        options: with `key`, as the help of `--data` says, `key_options` and `key_take`.
+        key: `data` or `test_data`.
 
     Raises:
-        ConfigError: if it cannot be read.
+        ConfigError: if they cannot be read.
     """
+    source, arguments, take = options[key], options[f"{key}_options"], options[f"{key}_take"]
     if source is None:
         raise ConfigError(
             f"{key}: which data? expected 'folder:PATH', 'idx:PATH', 'npz:PATH', 'package.module:function' or "
@@ -120,23 +122,52 @@ def load(source: str | None, options: Mapping[str, Any], take: Sequence[int] | N
     kind, _, path = source.partition(":")
     readers: dict[str, Any] = {"folder": Folder, "idx": _idx, "npz": _npz}
     if kind not in readers:
-        found = call(source, options, key)
+        found = call(source, arguments, key)
     else:
         try:
-            found = readers[kind](Path(path).expanduser(), **options)
+            found = readers[kind](Path(path).expanduser(), **arguments)
         except TypeError as error:
             raise ConfigError(f"{key}_options: {error}") from error
         except ConfigError as error:  # which speaks of data
             raise ConfigError(str(error).replace("data", key, 1)) from error
     if take is not None:
-        if not isinstance(found, tuple | list) or not all(0 <= n < len(found) for n in take) or len(take) not in (1, 2):
-            held = f"{len(found)} values" if isinstance(found, tuple | list) else f"a {type(found).__name__}"
+        size = len(found) if isinstance(found, tuple | list) else 0
+        if not all(0 <= n < size for n in take) or len(take) not in (1, 2):
+            held = f"{size} values" if size else f"a {type(found).__name__}"
             raise ConfigError(f"{key}_take: expected the numbers of x and y, or of x, among {held}, got {list(take)}")
         found = tuple(found[n] for n in take)
     if isinstance(found, list | tuple):
         found = tuple(torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in found)
         found = found[0] if len(found) == 1 else found
     return found
+
+
+def labelled(options: Any, key: str) -> Any:
+    """Data with labels, or an error; arguments as for `read`."""
+    data = read(options, key)
+    pair = isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
+    if pair or (isinstance(data, Dataset) and not (isinstance(data, Folder) and not data.classes)):
+        return data
+    raise ConfigError(f"{key}: labels are needed: expected (x, y) as tensors, a Dataset of pairs, or class subfolders")
+
+
+def example(data: Any, key: str) -> Tensor:
+    """One input with its batch axis.
+
+    Raises:
+        ConfigError: if the data give none.
+    """
+    try:
+        first = data if isinstance(data, Tensor) else data[0]
+        if isinstance(data, Dataset):
+            return torch.as_tensor(first[0] if isinstance(first, tuple | list) else first).unsqueeze(0)
+        if isinstance(first, Tensor) and len(first):
+            return first[:1]
+    except ConfigError:
+        raise
+    except Exception as error:  # of a Dataset of the user's
+        raise ConfigError(f"{key}: reading the first sample failed: {type(error).__name__}: {error}") from error
+    raise ConfigError(f"{key}: expected tensors (x, y) or x, or a Dataset that can be indexed, with a sample at least")
 
 
 def _idx(folder: Path, split: str = "train") -> tuple[Tensor, Tensor]:
@@ -175,36 +206,3 @@ def _npz(file: Path) -> tuple[Tensor, ...]:
     if not found:
         raise ConfigError(f"data: {file} holds no array named x")
     return tuple(found)
-
-
-def example(data: Any, key: str) -> Tensor:
-    """One input with its batch axis.
-
-    Raises:
-        ConfigError: if the data give none.
-    """
-    try:
-        first = data if isinstance(data, Tensor) else data[0]
-        if isinstance(data, Dataset):
-            first = first[0] if isinstance(first, tuple | list) else first
-            return torch.as_tensor(first).unsqueeze(0)
-        if isinstance(first, Tensor) and len(first):
-            return first[:1]
-    except ConfigError:
-        raise
-    except Exception as error:  # of a Dataset of the user's
-        raise ConfigError(f"{key}: reading the first sample failed: {type(error).__name__}: {error}") from error
-    raise ConfigError(f"{key}: expected tensors (x, y) or x, or a Dataset that can be indexed, with a sample at least")
-
-
-def labelled(data: Any, key: str) -> Any:
-    """Data with labels, or an error."""
-    pair = isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
-    if pair or (isinstance(data, Dataset) and not (isinstance(data, Folder) and not data.classes)):
-        return data
-    raise ConfigError(f"{key}: labels are needed: expected (x, y) as tensors, a Dataset of pairs, or class subfolders")
-
-
-def unlabelled(data: Any) -> Any:
-    """The inputs alone, where they come as tensors."""
-    return data[0] if isinstance(data, tuple) else data

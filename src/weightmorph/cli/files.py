@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..errors import ConfigError
-from ..evaluation import write_atomically
+from ..io import write_atomically
 
 __all__ = ["dump", "read_mapping", "read_settings", "write_yaml"]
 
@@ -24,15 +25,15 @@ MOST, DEEPEST = 20_000, 24
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain values: `no` and `on` are words, `1e-3` is a number, and no key is there twice."""
+    """Read YAML 1.2's plain values: `no` and `on` are words, `1e-3` is a number, and no key is there twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         seen: set[str] = set()
-        for key in keys:
-            told = "no name" if not isinstance(key, str) else "there twice" if key in seen else ""
-            if told:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is {told}", node.start_mark)
+        for entry, _ in node.value:
+            key = self.construct_object(entry, deep=True)
+            if not isinstance(key, str) or key in seen:
+                fault = "there twice" if isinstance(key, str) else "no name"
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is {fault}", entry.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -88,9 +89,13 @@ def _read(path: Path) -> Any:
         if len(content) > LARGEST:
             raise ConfigError(f"{path}: larger than {LARGEST:,} bytes, so hardly a configuration")
         text = content.decode("utf-8")
-        if _depth(text) > 4 * DEEPEST:  # which the parser would find out in a very long time
+        # Refuse what the parser would work on for very long: brackets in brackets, quotes and comments not looked at.
+        steps = [1 if bracket in "[{" else -1 for bracket in re.findall(r"[\[\]{}]", text)]
+        if max(itertools.accumulate(steps), default=0) > 4 * DEEPEST:
             raise ConfigError(f"{path}: too deeply nested for a configuration")
         data = yaml.load(text, _Loader)
+    except ConfigError:
+        raise
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -99,24 +104,13 @@ def _read(path: Path) -> Any:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}" if mark is not None else ""
         raise ConfigError(f"{path}{where}: not YAML: {error.problem or error.context}") from error
-    except ConfigError:
-        raise
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         raise ConfigError(f"{path}: not YAML: {str(error) or type(error).__name__}") from error
-    _measure(path, data)
+    _check_size(path, data)
     return data
 
 
-def _depth(text: str) -> int:
-    """How deep brackets are nested, quotes and comments not looked at."""
-    depth = deepest = 0
-    for character in re.findall(r"[\[\]{}]", text):
-        depth += 1 if character in "[{" else -1
-        deepest = max(deepest, depth)
-    return deepest
-
-
-def _measure(path: Path, data: Any) -> None:
+def _check_size(path: Path, data: Any) -> None:
     """Refuse what aliases blow up, or tie into a ring."""
     left, stack = MOST, [(data, 0)]
     while stack:
@@ -124,10 +118,8 @@ def _measure(path: Path, data: Any) -> None:
         left -= 1
         if left < 0 or depth > DEEPEST:
             raise ConfigError(f"{path}: too large or too deeply nested for a configuration, aliases written out")
-        if isinstance(value, dict):
-            stack += [(item, depth + 1) for item in value.values()]
-        elif isinstance(value, list | tuple | set):
-            stack += [(item, depth + 1) for item in value]
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
+        stack += [(item, depth + 1) for item in inner]
 
 
 def read_settings(path: Path) -> dict[str, dict[str, Any]] | list[dict[str, Any]]:
@@ -136,15 +128,14 @@ def read_settings(path: Path) -> dict[str, dict[str, Any]] | list[dict[str, Any]
     Raises:
         ConfigError: if the file holds something else, or nothing.
     """
-    if path.suffix.lower() == ".csv":
-        found: Any = _read_table(path)
-    elif path.suffix.lower() == ".json":
-        try:
-            found = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
-    else:
-        found = _read(path)
+    kind = path.suffix.lower()
+    readers: dict[str, Callable[[Path], Any]] = {".csv": _table, ".json": _json}
+    try:
+        found = readers.get(kind, _read)(path)
+    except ConfigError:
+        raise
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        raise ConfigError(f"{path}: cannot be read as {kind[1:].upper()}: {error}") from error
     rows = list(found.items()) if isinstance(found, dict) else list(enumerate(found)) if isinstance(found, list) else []
     if not rows:
         raise ConfigError(f"{path}: expected a list of settings such as {{angle: 30}}, or names to settings")
@@ -154,16 +145,17 @@ def read_settings(path: Path) -> dict[str, dict[str, Any]] | list[dict[str, Any]
             raise ConfigError(
                 f"{path}: setting {name}: expected names and values such as {{angle: 30}}, got {row!r:.80}"
             )
-    return found  # type: ignore[no-any-return]
+    return found  # type: ignore[no-any-return]  # as checked above
 
 
-def _read_table(path: Path) -> Any:
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
+
+
+def _table(path: Path) -> Any:
     """The rows of a CSV file, by their column `name` if there is one."""
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = [{key: _number(text) for key, text in row.items()} for row in csv.DictReader(file, strict=True)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path}: cannot be read as CSV: {error}") from error
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = [{key: _number(text) for key, text in row.items()} for row in csv.DictReader(file, strict=True)]
     if not rows or "name" not in rows[0]:
         return rows
     names = [str(row.pop("name")).removesuffix(".0") for row in rows]
@@ -188,5 +180,5 @@ def dump(data: Any) -> str:
 
 
 def write_yaml(path: Path, data: dict[str, Any], remark: str) -> Path:
-    """Write data under a line of remark, whole or not at all."""
+    """Write data under a line of remark, atomically."""
     return write_atomically(path, f"# {remark}\n{dump(data)}".encode())

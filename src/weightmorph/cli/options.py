@@ -1,22 +1,40 @@
-"""What each command can be told: one dataclass a command, from which come its flags, its keys in a YAML file, its help,
-and the types that both are held to.
+"""The options that several commands share.
+
+Those of a library function come from its signature: name, type, default and help are written once, in the library.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any
 
-from ..errors import ConfigError
+import jsonargparse
+
+from ..errors import ConfigError, WeightmorphError
+from ..training import fit
 
 __all__ = [
-    "COMMANDS", "Bake", "Compare", "Doctor", "Evaluate", "Export", "Fit", "Infer", "Job", "Judged", "Network", "Saved",
-    "Serve", "Summary", "Trainer",
-]  # fmt: skip
+    "FromFunction",
+    "Job",
+    "Network",
+    "Saved",
+    "Testing",
+    "Training",
+    "check_range",
+    "fit_arguments",
+    "naming_options",
+]
 
 Recipe = dict[str, Any] | list[Any] | str | None
-"""As `Warp + LowRank(8)`, as `{type: LowRank, rank: 8}`, or as a list of either."""
+"""As `Warp + LowRank(8)`, as `{class_path: LowRank, init_args: {rank: 8}}`, or as a list of either."""
+
+Shape = list[int | None] | None
 
 
 @dataclass
@@ -30,7 +48,7 @@ class Network:
         weights: file with the network's tensors: safetensors, or what torch.save wrote (read with weights_only, so that
             no code in it is run). Null keeps those that the function made.
         weights_key: entry of that file that holds the state_dict; null if it is the whole file.
-        seed: what all random numbers follow from.
+        seed: the seed of all random numbers.
         threads: CPU threads of torch; null leaves torch's choice.
     """
 
@@ -41,16 +59,10 @@ class Network:
     seed: int = 0
     threads: int | None = None
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed: expected 0 to 2**63 - 1, got {self.seed}")
-        if self.threads is not None and not 1 <= self.threads <= 1024:
-            raise ConfigError(f"threads: expected 1 or more, got {self.threads}")
-
 
 @dataclass
-class Saved(Network):
-    """A conditioned network that was saved.
+class Saved:
+    """The conditioned network that was saved.
 
     Args:
         model: the file that fit wrote, *.safetensors; may be given as the first argument without the flag.
@@ -64,62 +76,8 @@ class Saved(Network):
 
 
 @dataclass
-class Trainer:
-    """How long and how to train.
-
-    Args:
-        steps: training steps (batches); null stands for 1000, unless epochs is given.
-        epochs: passes over the data, in place of steps.
-        batch_size: images in a step.
-        settings: distinct values of θ in a step, each for an equal share of the images; null for one per image, 1 for
-            networks that cannot take one θ per image.
-        lr: learning rate of AdamW at the start, per step.
-        weight_decay: AdamW's, per step.
-        schedule: learning rate over the run.
-        check_prior: compare Warp's analytic prior with the frozen weights first, and keep the better one.
-        predict_parameter: also train a head that estimates θ, for infer.
-        resume: go on from the checkpoint in the output folder; false starts again and writes over it.
-        precision: Lightning's, e.g. bf16-mixed; null for the network's own.
-        accelerator: Lightning's, e.g. cpu or cuda.
-        devices: how many devices, or auto.
-        num_workers: processes that read the data.
-        progress: show a progress bar; null for only where someone watches (a terminal).
-        lightning: further arguments of Lightning's Trainer, by name, e.g. gradient_clip_val.
-    """
-
-    steps: int | None = None
-    epochs: int | None = None
-    batch_size: int = 128
-    settings: int | None = 8
-    lr: float = 3e-3
-    weight_decay: float = 0.01
-    schedule: Literal["cosine", "constant"] = "cosine"
-    check_prior: bool = True
-    predict_parameter: bool = False
-    resume: bool = True
-    precision: str | None = None
-    accelerator: str = "auto"
-    devices: int | str = "auto"
-    num_workers: int = 0
-    progress: bool | None = None
-    lightning: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("epochs", 0), ("batch_size", 1), ("settings", 1), ("num_workers", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"trainer.{name}: expected {least} or more, got {value}")
-        if self.steps is not None and self.epochs is not None:
-            raise ConfigError(f"trainer: give steps or epochs, not both, got {self.steps} and {self.epochs}")
-        if not 0 < self.lr < math.inf:
-            raise ConfigError(f"trainer.lr: expected a number above 0, got {self.lr}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(f"trainer.weight_decay: expected 0 or more, got {self.weight_decay}")
-
-
-@dataclass
-class Fit(Network):
-    """Train a transform of the network's weights.
+class Training:
+    """What to train on, and what for.
 
     Args:
         data: images to train on: 'folder:PATH' (a folder of images, one subfolder a class), 'idx:PATH' (a folder of IDX
@@ -128,253 +86,125 @@ class Fit(Network):
         data_options: keyword arguments of that function, or of folder (size in px, channels, mean, std, in units of
             values from 0 to 1) or idx (split: train or test).
         data_take: which of the values that the function gives are x and y, counted from 0, e.g. [0, 1]; null for all.
-        input_transform: what the world does to the input: Rotate, Zoom, Shear, Translate, Flip, Blur, Noise,
-            Brightness, Contrast with their options, or your own by import path; a list for several in turn.
-        parameters: what the weights depend on: name to Angle, Interval, LogInterval or Categorical with unit, range and
-            anchor, e.g. {angle: Angle(deg)}; null for those of the input transform.
-        transform: how they depend on it: Warp, LowRank, Scale, Subspace, Lie, PerFilter with their options, added.
-        select: names or glob patterns of the tensors to transform; null for all that the transform can handle.
+        parameters: what the weights depend on: name to a kind of parameter with its unit, range and anchor, e.g.
+            {angle: Angle(deg), blur: "Interval(0, 4)"}; null for those of the input transform.
         objective: supervised (labels), distillation (no labels), or an import path to a loss (output, target).
         objective_options: of the objective, e.g. {temperature: 2.0} of distillation, by name.
-        trainer: how long and how to train.
-        out: folder for model.safetensors, fit.yaml and the checkpoint.
     """
 
     data: str | None = None
     data_options: dict[str, Any] = field(default_factory=dict)
     data_take: list[int] | None = None
-    input_transform: Recipe = None
     parameters: dict[str, Any] | None = None
-    transform: Recipe = "Warp + LowRank(8) + Scale"
-    select: list[str] | str | None = None
     objective: str = "supervised"
     objective_options: dict[str, Any] = field(default_factory=dict)
-    trainer: Trainer = field(default_factory=Trainer)
-    out: str = "run"
 
 
 @dataclass
-class Judged(Saved):
-    """A saved network and labelled data that it has not seen.
+class Testing:
+    """Images that were not used in training.
 
     Args:
-        test_data: images to judge on, which nothing has been trained on; as data of fit.
+        test_data: images to judge on; as data of fit.
         test_data_options: as data_options of fit.
         test_data_take: as data_take of fit.
         input_transform: what the world does to the input; as for fit.
-        batch_size: images in a call.
     """
 
     test_data: str | None = None
     test_data_options: dict[str, Any] = field(default_factory=dict)
     test_data_take: list[int] | None = None
     input_transform: Recipe = None
-    batch_size: int = 500
 
 
-@dataclass
-class Evaluate(Judged):
-    """Judge a trained network over a grid of θ, beside the alternatives.
+class FromFunction:
+    """Options that are parameters of a library function.
 
     Args:
-        grid: values of each parameter, all combinations; null for 36 of one, 9 of two, 5 of more.
-        baselines: which of frozen and inverse to run.
-        rounds: how often each network is timed; 0 leaves the times out.
-        report: write report.html as well.
-        out: folder for evaluation.json, evaluate.yaml and report.html.
+        function: the function.
+        names: which of its parameters, between blanks.
     """
 
-    grid: int | None = None
-    baselines: list[str] = field(default_factory=lambda: ["frozen", "inverse"])
-    rounds: int = 15
-    report: bool = False
-    out: str = "run"
+    def __init__(self, function: Callable[..., Any], names: str) -> None:
+        self.function, self.names = function, names.split()
+
+    def add_to(self, parser: jsonargparse.ArgumentParser, group: str | None = None) -> None:
+        """Make them options of a command, under the key `group` if there is one."""
+        known = inspect.signature(self.function).parameters
+        others: set[str | int] = {name for name in known if name not in self.names}
+        parser.add_function_arguments(self.function, group, skip=others, fail_untyped=False)
+
+    def arguments(self, options: Any) -> dict[str, Any]:
+        """Their values, as keyword arguments of the function."""
+        return {name: options[name] for name in self.names}
 
 
-@dataclass
-class Compare(Judged):
-    """Train the alternatives with equal budgets, and judge all of them over a grid of θ.
+class _Trainer(FromFunction):
+    """The group `trainer`: what `fit` takes, less what other options say."""
 
-    Args:
-        data: images to train on; as for fit.
-        data_options: as for fit.
-        data_take: as for fit.
-        parameters: what the weights depend on; as for fit.
-        objective: of every training; as for fit.
-        objective_options: as for fit.
-        trainer: how long and how to train each; as for fit.
-        one4all: train the row One4All: all weights fine-tuned on transformed images.
-        one4one: at how many settings of each parameter to train a network of its own; 0 leaves the row out.
-        unknown: also train a head that estimates θ, and show what is reached when nobody knows it.
-        grid: values of each parameter, all combinations; null for 36 of one, 9 of two, 5 of more.
-        rounds: how often each network is timed; 0 leaves the times out.
-        report: write comparison.html as well.
-        out: folder for comparison.json, compare.yaml, comparison.html and the checkpoints. With a model, that one is
-            taken as trained; without, transform says what to train.
+    def add_to(self, parser: jsonargparse.ArgumentParser, group: str | None = "trainer") -> None:
+        super().add_to(parser, group)
+        (parser.groups or {})["trainer"].title = "How to train"
+        parser.add_argument(
+            "--trainer.progress", type=bool | None, default=None,
+            help="show a progress bar; null for only where somebody watches, a terminal",
+        )  # fmt: skip
+        parser.add_argument(
+            "--trainer.lightning", type=dict[str, Any], default={},
+            help="further arguments of Lightning's Trainer, by name, e.g. gradient_clip_val",
+        )  # fmt: skip
+
+
+_NOT_TRAINER = {"model", "data", "input_transform", "objective", "seed", "checkpoint", "progress", "logger", "trainer"}
+TRAINER = _Trainer(fit, " ".join(name for name in inspect.signature(fit).parameters if name not in _NOT_TRAINER))
+
+
+def fit_arguments(options: Any) -> dict[str, Any]:
+    """The group `trainer` as keyword arguments of `fit`."""
+    given = options.trainer
+    progress = sys.stderr.isatty() if given.progress is None else given.progress
+    return TRAINER.arguments(given) | {"trainer": given.lightning, "progress": progress}
+
+
+def check_range(options: Any, low: int, *names: str, high: float = math.inf) -> None:
+    """Refuse whole numbers outside a range, before anything long starts.
+
+    Raises:
+        ConfigError: naming the option.
     """
-
-    data: str | None = None
-    data_options: dict[str, Any] = field(default_factory=dict)
-    data_take: list[int] | None = None
-    parameters: dict[str, Any] | None = None
-    objective: str = "supervised"
-    objective_options: dict[str, Any] = field(default_factory=dict)
-    trainer: Trainer = field(default_factory=Trainer)
-    one4all: bool = True
-    one4one: int = 0
-    unknown: bool = False
-    grid: int | None = None
-    rounds: int = 15
-    report: bool = False
-    out: str = "run"
-
-
-@dataclass
-class Infer(Judged):
-    """Estimate θ from data when nobody knows it, and run the network there.
-
-    Args:
-        apply: a trial: transform the images by input_transform at this setting first, by parameter, in its unit; what
-            is found is compared with it.
-        known: values of parameters that are known, by name; the others are inferred.
-        method: head (trained with trainer.predict_parameter), search, or both; null takes both where there is a head.
-        pool: who shares a θ: nobody (image), all images (batch), or neighbours in time (stream, the images in order).
-        energy: what tells that θ is right: entropy (the network is sure), or agreement (of neighbouring θ).
-        candidates: values of each parameter that are tried; null for 36 of one, fewer of several.
-        limit: images to read; null for all.
-        to: table to write, *.csv; null for 'inferred.csv' beside the model.
-    """
-
-    apply: dict[str, float | str] = field(default_factory=dict)
-    known: dict[str, float | str] = field(default_factory=dict)
-    method: Literal["head", "search", "both"] | None = None
-    pool: Literal["image", "batch", "stream"] = "image"
-    energy: Literal["entropy", "agreement"] = "entropy"
-    candidates: int | None = None
-    limit: int | None = None
-    to: str | None = None
-
-
-@dataclass
-class Bake(Saved):
-    """Make plain networks of constant weights, one for each setting.
-
-    Args:
-        at: one setting, by parameter, in its unit, e.g. --at.angle 30.
-        settings: file with many settings: names to settings ({gate-7: {angle: 30}}) or a list of settings in YAML or
-            JSON, or CSV whose first line names the parameters (and a column name, if the settings have names).
-        each: many settings: so many values of each parameter, all combinations.
-        form: what is written: the network's weights (safetensors), a delta (what differs from the base, a few
-            kilobytes), or onnx.
-        input_shape: shape of one sample, for onnx; null takes that of the training data.
-        overwrite: replace what another model or another form has left in the folder.
-        to: file for one setting, folder for many; null for 'baked' beside the model.
-    """
-
-    at: dict[str, float | str] = field(default_factory=dict)
-    settings: str | None = None
-    each: int | None = None
-    form: Literal["weights", "delta", "onnx"] = "weights"
-    input_shape: list[int] | None = None
-    overwrite: bool = False
-    to: str | None = None
-
-
-@dataclass
-class Export(Saved):
-    """Write the network as one graph that takes θ as an input.
-
-    Args:
-        format: onnx, or program (torch.export, *.pt2).
-        per_sample: one θ for each sample of a batch, in place of one for all.
-        dynamic_batch: leave the number of samples open.
-        constant_weights: keep the weights of convolutions constant, with small inputs that follow θ, for targets that
-            ask for it (onnx alone, and where the transform allows it).
-        input_shape: shape of one sample, e.g. [1, 28, 28]; null takes that of the training data.
-        to: file to write, *.onnx or *.pt2; null for 'model.onnx' or 'model.pt2' beside the model.
-    """
-
-    format: Literal["onnx", "program"] = "onnx"
-    per_sample: bool = False
-    dynamic_batch: bool = True
-    constant_weights: bool = False
-    input_shape: list[int] | None = None
-    to: str | None = None
-
-
-@dataclass
-class Summary(Saved):
-    """Show what is conditioned, and how.
-
-    Args:
-        input_shape: shape of one sample, from which the layers' sizes are read; null takes that of the training data.
-    """
-
-    input_shape: list[int] | None = None
-
-
-@dataclass
-class Serve(Saved):
-    """Answer requests over HTTP, each with its own θ.
-
-    Args:
-        input_shape: shape of one sample, e.g. [1, 28, 28], null for an axis left open; null takes that of the training
-            data.
-        input_dtype: of the input's numbers.
-        engine: what the server stands on: starlette (with uvicorn, one process), or litserve.
-        workers: processes that run the network on each device, for litserve; cuda as device stands for all of them.
-        host: network interface; the default is reached from this machine alone.
-        port: TCP port; 0 takes a free one.
-        max_batch: requests in one call of the network.
-        max_wait: how long the first request of a batch waits for others, in ms.
-        max_body: largest body of a request, in MiB.
-        max_queue: requests that may wait.
-        timeout: longest time to an answer, in s.
-        grace: time that requests at hand get at the end, in s.
-        log_level: uvicorn's.
-    """
-
-    input_shape: list[int | None] | None = None
-    input_dtype: Literal["float32", "float64", "int64"] = "float32"
-    engine: Literal["starlette", "litserve"] = "starlette"
-    workers: int = 1
-    host: str = "127.0.0.1"
-    port: int = 8000
-    max_batch: int = 64
-    max_wait: float = 2.0
-    max_body: float = 16.0
-    max_queue: int = 1024
-    timeout: float = 30.0
-    grace: float = 10.0
-    log_level: Literal["critical", "error", "warning", "info", "debug"] = "warning"
-
-
-@dataclass
-class Doctor(Saved):
-    """Say what is installed, what the machine offers, and whether a model file can be used."""
-
-
-COMMANDS: dict[str, tuple[type[Network], str]] = {
-    "fit": (Fit, "train a transform of a frozen network's weights"),
-    "evaluate": (Evaluate, "judge it over a grid of θ, beside the alternatives"),
-    "compare": (Compare, "the alternatives, trained with equal budgets, in one table"),
-    "infer": (Infer, "θ from data when nobody knows it"),
-    "bake": (Bake, "plain networks of constant weights, one for each setting"),
-    "export": (Export, "one ONNX file or torch program that takes θ as an input"),
-    "summary": (Summary, "what is conditioned, and how"),
-    "serve": (Serve, "answer requests over HTTP, each with its own θ"),
-    "doctor": (Doctor, "what is installed, and whether a model file can be used"),
-}
-"""Name to options and what it does, in the order of a user's path."""
-
-
-Options = TypeVar("Options", bound=Network)
+    for name in names:
+        value = options[name]
+        if isinstance(value, int) and not low <= value <= high:
+            expected = f"{low} or more" if high == math.inf else f"{low} to {high}"
+            raise ConfigError(f"{name}: expected {expected}, got {value}")
 
 
 @dataclass(frozen=True)
-class Job(Generic[Options]):
+class Job:
     """A command, its options, and what the configuration says to other commands."""
 
     command: str
-    options: Options
+    options: Any
     rest: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def naming_options(options: Any) -> Iterator[None]:
+    """Within, an error of the library that names one of the options is one of the configuration.
+
+    The library's messages begin with the parameter that is wrong: `lr: expected lr > 0, got -1`, `give epochs or steps,
+    not both`.
+
+    Raises:
+        ConfigError: with the option's key.
+    """
+    try:
+        yield
+    except WeightmorphError as error:
+        found = re.match(r"(?:give )?(\w+)(?=:| or )", str(error))
+        name = found[1] if found else ""
+        if isinstance(error, ConfigError) or not (name in options or name in options.trainer):
+            raise
+        raise ConfigError(
+            f"{'trainer.' if name in options.trainer else ''}{name}: {str(error).removeprefix(f'{name}: ')}"
+        ) from error

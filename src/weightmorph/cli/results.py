@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.metadata
 import logging
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..errors import ConfigError
-from ..model import Conditioned
+from ..model import Conditioned, ModelSpec
 from ..model.load import load, peek
-from ..storage import Record, versions
+from ..storage import versions
 from ..transforms.registry import foreign
 from .files import write_yaml
-from .options import Job, Saved
+from .options import Job
 from .recipes import weight_transform
-from .sources import moved, network
+from .sources import absolute, network
 
-__all__ = ["destination", "input_shape", "loaded", "quiet_export", "record", "write_config"]
+__all__ = [
+    "destination", "example_input", "input_shape", "installed", "loaded", "quiet_export", "record", "write_config",
+]  # fmt: skip
 
 LIBRARIES = ("numpy", "lightning", "safetensors", "onnx", "onnxruntime")
+NOT_WRITTEN = {"config", "debug"}
 
 
-def record(options: Saved) -> Record:
+def record(options: Any) -> ModelSpec:
     """What the model's file says of itself.
 
     Raises:
@@ -44,7 +45,7 @@ def record(options: Saved) -> Record:
     return peek(options.model)
 
 
-def loaded(options: Saved) -> tuple[Conditioned, Record]:
+def loaded(options: Any) -> tuple[Conditioned, ModelSpec]:
     """The model on its base, and what its file says.
 
     Raises:
@@ -56,10 +57,8 @@ def loaded(options: Saved) -> tuple[Conditioned, Record]:
     own = foreign(about.recipe)
     if own and options.transform is None:
         raise ConfigError(f"transform: {options.model} holds code of your own ({', '.join(own)}): give it again")
-    recipe: nn.Module | None = weight_transform(options.transform) if own else None
-    net = network(options)
-    assert options.model is not None
-    model = load(options.model, net, transform=recipe)
+    recipe = weight_transform(options.transform) if own else None
+    model = load(options.model, network(options), transform=recipe)
     try:
         return model.to(torch.device(options.device)), about
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -67,19 +66,17 @@ def loaded(options: Saved) -> tuple[Conditioned, Record]:
         raise ConfigError(f"device: expected one that this machine has, got {options.device!r}: {reason}") from error
 
 
-def input_shape(given: Sequence[int | None] | None, about: Record) -> tuple[int | None, ...]:
-    """The shape of one sample: what the user says, or that of the training data.
-
-    Raises:
-        ConfigError: if nobody knows.
-    """
+def input_shape(given: Sequence[int | None] | None, about: ModelSpec) -> tuple[int | None, ...]:
+    """The shape of one sample: what the user says, or that of the training data."""
     shape = given if given is not None else about.metrics.get("input_shape")
     if not isinstance(shape, list | tuple) or not all(n is None or (isinstance(n, int) and n > 0) for n in shape):
         raise ConfigError("input_shape: expected the shape of one sample such as [1, 28, 28]; the model does not tell")
     return tuple(shape)
 
 
-def example_input(given: Sequence[int | None] | None, about: Record, size: int, device: torch.device) -> torch.Tensor:
+def example_input(
+    given: Sequence[int | None] | None, about: ModelSpec, size: int, device: torch.device
+) -> torch.Tensor:
     """Zeros of the shape of `size` samples."""
     shape = input_shape(given, about)
     if None in shape:
@@ -87,9 +84,9 @@ def example_input(given: Sequence[int | None] | None, about: Record, size: int, 
     return torch.zeros(size, *[int(n or 0) for n in shape], device=device)
 
 
-def destination(to: str | None, options: Saved, name: str) -> Path:
+def destination(to: str | None, options: Any, name: str) -> Path:
     """Where to write: where the user says, or `name` beside the model."""
-    return Path(to) if to is not None else Path(str(options.model)).with_name(name)
+    return Path(to) if to is not None else Path(options.model).with_name(name)
 
 
 @contextlib.contextmanager
@@ -104,36 +101,33 @@ def quiet_export() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def write_config(job: Job[Any], path: Path, **changed: Any) -> Path:
+def write_config(job: Job, path: Path, **changed: Any) -> Path:
     """Write the configuration that gives a result again: all options, and how the result was made.
 
     What the user's file says to other commands is kept, so that they can go on from this one.
 
     Args:
         job: what was done.
-        path: the result, which is there: a folder gets `command.yaml`, a file `stem.command.yaml` beside it.
+        path: where to; its folder is made if need be.
         changed: keys with other values, or of other commands.
     """
-    here = Path.cwd()
-    entries = job.rest | dataclasses.asdict(job.options) | changed
-    entries["threads"] = torch.get_num_threads()
-    entries = {key: moved(key, value, here) for key, value in entries.items()}
+    entries = job.rest | job.options.as_dict() | changed | {"threads": torch.get_num_threads()}
+    entries = {key: absolute(key, value, Path.cwd()) for key, value in entries.items() if key not in NOT_WRITTEN}
     entries["made"] = {
         "by": f"weightmorph {job.command}",
         "date": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
-        "versions": versions() | _installed(),
+        "versions": versions() | installed(LIBRARIES),
     }
-    own = path / f"{job.command}.yaml" if path.is_dir() else path.with_name(f"{path.stem}.{job.command}.yaml")
-    return write_yaml(own, entries, f"Gives the same again: weightmorph {job.command} --config {own.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_yaml(path, entries, f"Gives the same again: weightmorph {job.command} --config {path.name}")
 
 
-def _installed() -> dict[str, str]:
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those packages that are installed."""
     found = {}
-    for name in LIBRARIES:
-        try:
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,55 +15,41 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, MissingDependencyError, near, require
-from .options import Network
 
-__all__ = ["call", "located", "moved", "named", "network"]
-
-PATHS = ("folder", "idx", "npz")
-"""Sources that are `kind:PATH`."""
-
-
-def located(source: str, folder: Path) -> str:
-    """A source or a file, its path made absolute: a path in a configuration is relative to the configuration's folder.
-
-    Example:
-        >>> located("timm:resnet18", Path("runs")), located("torch.nn:ReLU", Path("runs"))
-        ('timm:resnet18', 'torch.nn:ReLU')
-    """
-    kind, colon, rest = source.partition(":")
-    if colon and kind in PATHS:
-        return f"{kind}:{_absolute(rest, folder)}"
-    file, colon, name = source.rpartition(":")
-    if colon and file.endswith(".py"):
-        return f"{_absolute(file, folder)}:{name}"
-    return source
-
+__all__ = ["absolute", "call", "named", "network"]
 
 FILES = {"model", "out", "settings", "to", "weights"}
-"""Keys that hold a file or a folder …"""
+"""Keys that hold a file or a folder."""
 
-SOURCES = {"base", "data", "objective", "test_data"}
-"""… and those that hold a source."""
+KINDS = ("folder", "idx", "npz")
+"""Sources that are written `kind:PATH`."""
 
 
-def moved(key: str, value: Any, folder: Path) -> Any:
-    """A configuration's value with the paths in it made absolute.
+def absolute(key: str, value: Any, folder: Path) -> Any:
+    """A configuration's value with the paths in it made absolute: they are relative to the configuration's folder.
+
+    What a key of `FILES` holds is a path, and so is what stands before the name in `file.py:name` or after the kind in
+    `folder:PATH`.
 
     Example:
-        >>> moved("base", "torch.nn:ReLU", Path("runs")), moved("seed", 3, Path("runs"))
+        >>> absolute("base", "torch.nn:ReLU", Path("runs")), absolute("seed", 3, Path("runs"))
         ('torch.nn:ReLU', 3)
     """
-    if isinstance(value, str):
-        if key in FILES:
-            return _absolute(value, folder)
-        recipe = key in ("transform", "input_transform", "parameters") and "(" not in value
-        return located(value, folder) if recipe or key in SOURCES else value
-    if key in ("transform", "input_transform", "parameters"):
-        if isinstance(value, dict):
-            return {name: moved(key, item, folder) if name == "type" else item for name, item in value.items()}
-        if isinstance(value, list):
-            return [moved(key, item, folder) for item in value]
-    return value
+    if key.endswith("_options") or key == "trainer":
+        return value  # arguments of a function, which reads them as it likes
+    if isinstance(value, dict):
+        return {name: absolute("", item, folder) for name, item in value.items()}
+    if isinstance(value, list):
+        return [absolute("", item, folder) for item in value]
+    if not isinstance(value, str):
+        return value
+    if key in FILES:
+        return _absolute(value, folder)
+    kind, _, path = value.partition(":")
+    file, _, name = value.rpartition(":")
+    if kind in KINDS and path:
+        return f"{kind}:{_absolute(path, folder)}"
+    return f"{_absolute(file, folder)}:{name}" if file.endswith(".py") else value
 
 
 def _absolute(path: str, folder: Path) -> str:
@@ -84,67 +70,54 @@ def named(path: str, where: str) -> Any:
         >>> named("math:sqrt", "base")(4.0)
         2.0
     """
-    module_name, colon, name = path.rpartition(":")
-    if not colon or not module_name or not name.isidentifier():
+    module_name, _, name = path.rpartition(":")
+    if not module_name or not name.isidentifier():
         raise ConfigError(f"{where}: expected 'package.module:function' or 'file.py:function', got {path!r}")
-    module = _from_file(Path(module_name), where) if module_name.endswith(".py") else _from_path(module_name, where)
+    try:
+        module = _from_file(Path(module_name)) if module_name.endswith(".py") else _from_path(module_name)
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if isinstance(error, FileNotFoundError) and error.filename == module_name:
+            raise ConfigError(f"{where}: there is no file {os.path.abspath(module_name)}") from error
+        if missing is not None and f"{module_name}.".startswith(f"{missing}."):
+            raise ConfigError(
+                f"{where}: there is no module {missing!r}: install the package, or name a file, 'file.py:function'"
+            ) from error
+        raise ConfigError(f"{where}: importing {module_name} failed: {type(error).__name__}: {error}") from error
     try:
         return getattr(module, name)
     except AttributeError:
         raise ConfigError(f"{where}: {module_name} has no {name!r}{near(name, vars(module))}") from None
 
 
-def _from_file(file: Path, where: str) -> ModuleType:
-    file = file.resolve()
+def _from_path(name: str) -> ModuleType:
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that nothing that lies there hides an installed package
+    return importlib.import_module(name)
+
+
+def _from_file(path: Path) -> ModuleType:
+    """The file as a module: under its own name if that is free, so that its neighbours import the same module."""
+    file = path.resolve()
     if not file.is_file():
-        raise ConfigError(f"{where}: there is no file {file}")
+        raise FileNotFoundError(2, "no such file", str(path))
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))  # so that a script finds its neighbours, as when it is run
     known = sys.modules.get(file.stem)
     if known is not None and getattr(known, "__file__", None) == str(file):
         return known
-    name = file.stem if _free(file) else f"_user_{file.stem}"
+    found = importlib.util.find_spec(file.stem) if file.stem.isidentifier() and known is None else None
+    free = file.stem.isidentifier() and known is None and (found is None or found.origin == str(file))
+    name = file.stem if free else f"_user_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    before = sys.modules.get(name)
-    sys.modules[name] = module
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        if before is None:
-            del sys.modules[name]
-        else:
-            sys.modules[name] = before
-        raise _unimportable(where, str(file), error) from error
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
-
-
-def _free(file: Path) -> bool:
-    """May a file be the module of its own name? Whoever imports it as a neighbour then gets the same module."""
-    if not file.stem.isidentifier() or file.stem in sys.modules:
-        return False
-    found = importlib.util.find_spec(file.stem)
-    return found is None or found.origin == str(file)
-
-
-def _from_path(name: str, where: str) -> ModuleType:
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last, so that nothing that lies there stands for an installed package
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
-            raise ConfigError(
-                f"{where}: there is no module {error.name!r}: install the package, or name a file, 'file.py:function'"
-            ) from error
-        raise _unimportable(where, name, error) from error
-    except Exception as error:
-        raise _unimportable(where, name, error) from error
-
-
-def _unimportable(where: str, name: str, error: Exception) -> ConfigError:
-    return ConfigError(f"{where}: importing {name} failed: {type(error).__name__}: {error}")
 
 
 def call(path: str, options: Mapping[str, Any], where: str) -> Any:
@@ -153,7 +126,7 @@ def call(path: str, options: Mapping[str, Any], where: str) -> Any:
     Raises:
         ConfigError: if it cannot be called so, or raises.
     """
-    function: Callable[..., Any] = named(path, where)
+    function = named(path, where)
     if not callable(function) or isinstance(function, nn.Module):
         if options:
             raise ConfigError(f"{where}_options: {path} is no function, so it takes no options")
@@ -163,12 +136,15 @@ def call(path: str, options: Mapping[str, Any], where: str) -> Any:
     except MissingDependencyError:
         raise
     except Exception as error:
-        given = f"({', '.join(f'{k}={v!r}' for k, v in options.items())})"
-        raise ConfigError(f"{where}: {path}{given} failed: {type(error).__name__}: {error}") from error
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise ConfigError(f"{where}: {path}({given}) failed: {type(error).__name__}: {error}") from error
 
 
-def network(options: Network) -> nn.Module:
+def network(options: Any) -> nn.Module:
     """The frozen network: made by its function, filled with its weights, in eval mode.
+
+    Args:
+        options: `base`, `base_options`, `weights`, `weights_key` and `seed`.
 
     Raises:
         ConfigError: if no base is named, or it or its weights cannot be had.
@@ -177,14 +153,16 @@ def network(options: Network) -> nn.Module:
     if options.base is None:
         raise ConfigError("base: which network? expected 'package.module:function', 'file.py:function' or 'timm:NAME'")
     torch.manual_seed(options.seed)  # a network with random weights is the same one each time
-    if options.base.startswith("timm:"):
-        net = _timm(options.base.removeprefix("timm:"), options.base_options)
-    else:
-        net = call(options.base, options.base_options, "base")
+    kind, _, name = options.base.partition(":")
+    net = _timm(name, options.base_options) if kind == "timm" else call(options.base, options.base_options, "base")
     if not isinstance(net, nn.Module):
         raise ConfigError(f"base: {options.base} gave a {type(net).__name__}, and should give an nn.Module")
     if options.weights is not None:
-        _fill(net, tensors(Path(options.weights), options.weights_key), options.weights)
+        try:
+            net.load_state_dict(tensors(Path(options.weights), options.weights_key))
+        except RuntimeError as error:  # which names what is missing, not expected, or of another shape
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"weights: {options.weights} does not fit the base: {reason:.400}") from error
     return net.eval()
 
 
@@ -207,39 +185,25 @@ def tensors(file: Path, key: str | None = None) -> dict[str, Tensor]:
     """
     if not file.is_file():
         raise ConfigError(f"weights: there is no file {file}")
+    safe = file.suffix == ".safetensors"
     try:
-        if file.suffix == ".safetensors":
-            found = require("safetensors.torch", "hub", "reading safetensors").load_file(file)
+        if safe:
+            found = require("safetensors.torch", "cli", "reading safetensors").load_file(file)
         else:
             found = torch.load(file, map_location="cpu", weights_only=True)
     except MissingDependencyError:
         raise
     except Exception as error:  # whatever the readers say to a damaged file
         raise ConfigError(
-            f"weights: {file} cannot be read as {'safetensors' if file.suffix == '.safetensors' else 'tensors alone'}: "
+            f"weights: {file} cannot be read as {'safetensors' if safe else 'tensors alone'}: "
             f"{str(error).partition(chr(10))[0]}; a file that holds code is never run: save a state_dict"
         ) from error
+    entries = found if isinstance(found, dict) else {}
     if key is not None:
-        if not isinstance(found, dict) or key not in found:
-            keys = list(found) if isinstance(found, dict) else []
-            raise ConfigError(f"weights_key: {file} has no entry {key!r}{near(key, map(str, keys))}")
-        found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        entries = ", ".join(map(str, list(found)[:6])) if isinstance(found, dict) else type(found).__name__
-        raise ConfigError(f"weights: {file} is no state_dict (it holds {entries}); name its entry with weights_key")
+        if key not in entries:
+            raise ConfigError(f"weights_key: {file} has no entry {key!r}{near(key, map(str, entries))}")
+        found = entries[key]
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        content = ", ".join(map(str, list(found)[:6])) if isinstance(found, dict) else type(found).__name__
+        raise ConfigError(f"weights: {file} is no state_dict (it holds {content}); name its entry with weights_key")
     return found
-
-
-def _fill(net: nn.Module, found: Mapping[str, Tensor], file: str) -> None:
-    own = net.state_dict()
-    missing, extra = [n for n in own if n not in found], [n for n in found if n not in own]
-    other = [f"{n} {tuple(found[n].shape)} for {tuple(own[n].shape)}" for n in own if n in found
-             and isinstance(own[n], Tensor) and found[n].shape != own[n].shape]  # fmt: skip
-    told = [
-        f"{what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
-        for what, names in (("missing", missing), ("not expected", extra), ("of another shape", other))
-        if names
-    ]
-    if told:
-        raise ConfigError(f"weights: {file} does not fit the base: {'; '.join(told)}")
-    net.load_state_dict(dict(found))

@@ -1,1 +1,1 @@
-"""What leaves the workshop: baked networks, deltas, exported graphs."""
+"""Take a model to a device: baked networks, deltas, exported and quantised graphs."""

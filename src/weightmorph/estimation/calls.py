@@ -1,4 +1,4 @@
-"""Running a conditioned network on many samples at many settings, a bounded number at a time."""
+"""Calls of a conditioned model for many samples at many settings, in batches of bounded size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.inspect import as_call
+from ..base import as_call
 from ..errors import InputError
 from ..model import Conditioned
 from ..parameters import Theta
@@ -18,22 +18,22 @@ from .energy import Energy
 __all__ = ["Calls", "Inputs"]
 
 FEW = 16
-"""Samples at one setting up to which it is quicker to run them in one batch with others, each with weights of its own,
-than to make that setting's weights (measured on a CPU; the weights of a setting cost about as much as 16 samples)."""
+"""With more samples per setting than this, it is faster to compute the weights of each setting once than to run mixed
+batches with one θ per sample (measured on a CPU, where the weights of a setting cost about as much as 16 samples)."""
 
 HELD = 2**24
-"""Numbers of answers that are held at a time."""
+"""Bound on the numbers in the answers that are in memory at a time."""
 
 
 class Inputs:
-    """A batch of inputs: tensors whose first axis is the batch, and whatever else the base takes.
+    """A batch of the base's inputs: tensors whose first axis is the batch, and any other arguments.
 
     Args:
-        x: a tensor, a tuple of positional inputs, or a dict of keyword inputs. The first tensor says how many samples
-            there are; tensors of another length are handed over as they are.
+        x: a tensor, a tuple of positional inputs, or a dict of keyword inputs. The first tensor's length is
+            the number of samples; tensors of another length are passed on unchanged.
 
     Raises:
-        InputError: if there is no tensor, or no sample.
+        InputError: without a tensor, or without a sample.
     """
 
     def __init__(self, x: Any) -> None:
@@ -53,7 +53,7 @@ class Inputs:
         return value[rows] if isinstance(value, Tensor) and value.dim() and len(value) == self.size else value
 
     def chunks(self, size: int) -> Iterator[slice]:
-        """The samples in order, so many at a time."""
+        """Consecutive ranges of `size` samples."""
         return (slice(start, min(start + size, self.size)) for start in range(0, self.size, size))
 
 
@@ -62,14 +62,14 @@ def _shown(x: Any) -> str:
 
 
 class Calls:
-    """A model, its inputs, the parameters that are known, and how many network runs it took.
+    """Runs a model on its inputs at candidate settings, and counts the network runs in `runs`.
 
     Args:
         model: the conditioned model.
         inputs: the samples.
-        known: values of the parameters that are not inferred, prepared: `()` or `(B,)` each.
-        energy: what is read off the outputs.
-        limit: samples in one run.
+        known: checked values of the parameters that are not inferred: `()` or `(B,)` each.
+        energy: the energy, which says what is kept of an output.
+        limit: largest number of samples in one run.
     """
 
     def __init__(self, model: Conditioned, inputs: Inputs, known: Theta, energy: Energy, limit: int) -> None:
@@ -77,7 +77,7 @@ class Calls:
         self.runs = 0
 
     def at(self, rows: Tensor | slice, theta: Mapping[str, Tensor]) -> Any:
-        """The output for some samples, θ being `()` or one value for each of them."""
+        """The output for some samples at a shared θ `()`, or at one value for each of them."""
         args, kwargs = self.inputs.take(rows)
         given = {name: value[rows] if value.dim() else value for name, value in self.known.items()}
         output = self.model(*args, **kwargs, **given, **theta)
@@ -85,7 +85,7 @@ class Calls:
         return output
 
     def answer(self, rows: Tensor | slice, theta: Mapping[str, Tensor]) -> Tensor:
-        """What the energy keeps of that output."""
+        """What the energy keeps of the output of `at`."""
         return self.energy.answer(self.at(rows, theta))
 
     def _count(self, rows: Tensor | slice) -> int:
@@ -93,14 +93,14 @@ class Calls:
 
     @property
     def shared(self) -> bool:
-        """Is there one value of every known parameter, so that a candidate is one setting of the network?"""
+        """Whether all samples share the known parameters, so that a candidate is one setting of the network."""
         return not any(value.dim() for value in self.known.values())
 
     def every(self, candidates: Candidates) -> Tensor:
         """The energy of every candidate for every sample: `(B, K)`, on the CPU."""
-        if self.inputs.size <= FEW and not self.model.folded:
+        if self.inputs.size <= FEW and not self.model.merged:
             every = torch.arange(len(candidates)).expand(self.inputs.size, -1)
-            return self._scored(self._together(candidates, every), candidates)
+            return self._scored(self._in_mixed_batches(candidates, every), candidates)
         size = self.inputs.size
         held = size if not self.energy.neighbours else max(self.limit, HELD // (1000 * len(candidates)))
         blocks = []
@@ -110,7 +110,7 @@ class Calls:
         return torch.cat(blocks)
 
     def _setting(self, rows: Tensor, candidates: Candidates, number: int) -> Iterator[Tensor]:
-        """The answers of some samples at one candidate, its weights made once."""
+        """The answers of some samples at one candidate, whose weights are computed once."""
         setting: dict[str, Any] = candidates.setting(number)
         network = self.model.at(**setting, **self.known) if self.shared else None
         for part in rows.split(self.limit):
@@ -122,8 +122,8 @@ class Calls:
             self.runs += len(part)
             yield self.energy.answer(network(*args, **kwargs)).cpu()
 
-    def _together(self, candidates: Candidates, wanted: Tensor) -> Tensor:
-        """The answers of each sample at some candidates `(B, *W)`, in batches of different ones: `(B, *W, *A)`."""
+    def _in_mixed_batches(self, candidates: Candidates, wanted: Tensor) -> Tensor:
+        """The answers at candidates `(B, *W)` of each sample, with one θ per sample in a batch: `(B, *W, *A)`."""
         each = wanted[0].numel()
         rows, flat = torch.arange(len(wanted)).repeat_interleave(each), wanted.flatten()
         parts = []
@@ -134,20 +134,20 @@ class Calls:
         answers = torch.cat(parts)
         return answers.reshape(*wanted.shape, *answers.shape[1:])
 
-    def _apart(self, candidates: Candidates, wanted: Tensor) -> Tensor:
-        """The same, samples that share a candidate together, its weights made once."""
+    def _setting_by_setting(self, candidates: Candidates, wanted: Tensor) -> Tensor:
+        """The answers at candidates `(B, *W)` of each sample, candidate by candidate: `(B, *W, *A)`."""
         answers: Tensor | None = None
         for k in wanted.unique().tolist():
             here = wanted == k
             rows = here.flatten(1).any(1).nonzero().flatten()
-            got = torch.cat(list(self._setting(rows, candidates, k)))
+            computed = torch.cat(list(self._setting(rows, candidates, k)))
             if answers is None:
-                answers = got.new_zeros((*wanted.shape, *got.shape[1:]))
-            place = torch.zeros(len(wanted), dtype=torch.long)
-            place[rows] = torch.arange(len(rows))
-            found = here.nonzero(as_tuple=True)
-            answers[found] = got[place[found[0]]]
-        assert answers is not None, "there is always a candidate"
+                answers = computed.new_zeros((*wanted.shape, *computed.shape[1:]))
+            position = torch.zeros(len(wanted), dtype=torch.long)
+            position[rows] = torch.arange(len(rows))
+            index = here.nonzero(as_tuple=True)
+            answers[index] = computed[position[index[0]]]
+        assert answers is not None, "there is a candidate at least"
         return answers
 
     def _scored(self, answers: Tensor, candidates: Candidates) -> Tensor:
@@ -159,15 +159,16 @@ class Calls:
         return torch.stack(columns, 1)
 
     def some(self, candidates: Candidates, chosen: Tensor) -> Tensor:
-        """The energy of a few candidates of each sample's own, `(B, M)` indices: `(B, M)`, on the CPU."""
+        """The energies at candidates that are chosen for each sample, `(B, M)` indices: `(B, M)`, on the CPU."""
         around = candidates.neighbours[chosen] if self.energy.neighbours else chosen.new_empty((*chosen.shape, 0))
         wanted = torch.cat([chosen.unsqueeze(2), around], 2)  # (B, M, J)
         many = wanted.numel() > FEW * wanted.unique().numel()
-        answers = (self._apart if many or self.model.folded else self._together)(candidates, wanted)
+        route = self._setting_by_setting if many or self.model.merged else self._in_mixed_batches
+        answers = route(candidates, wanted)
         return self.energy.score(answers.flatten(0, 1)).reshape(chosen.shape)
 
     def outputs(self, theta: Mapping[str, Tensor]) -> Any:
-        """The network's outputs, θ being `()` or `(B,)`, in the order of the samples."""
+        """The network's outputs at a shared θ `()` or at one value per sample `(B,)`, in the order of the samples."""
         if self.shared and all(value.dim() == 0 for value in theta.values()):
             network = self.model.at(**theta, **self.known)
             parts = []
@@ -185,17 +186,17 @@ class Calls:
 
 
 def joined(parts: Sequence[Any]) -> Any:
-    """Outputs of several batches as one: tensors joined along the first axis, also inside tuples, lists and dicts."""
+    """Outputs of several batches as one: tensors, also nested ones, are concatenated along the first axis."""
     first = parts[0]
     if len(parts) == 1:
         return first
     if isinstance(first, Tensor):
         return torch.cat(list(parts)) if first.dim() else first
     if isinstance(first, Mapping):
-        made = {key: joined([part[key] for part in parts]) for key in first}
-        return made if type(first) is dict else type(first)(**made)
+        items = {key: joined([part[key] for part in parts]) for key in first}
+        return items if type(first) is dict else type(first)(**items)
     if isinstance(first, tuple) and hasattr(first, "_fields"):
-        return type(first)(*(joined(items) for items in zip(*parts, strict=True)))
+        return type(first)(*(joined(values) for values in zip(*parts, strict=True)))
     if isinstance(first, list | tuple):
-        return type(first)(joined(items) for items in zip(*parts, strict=True))
+        return type(first)(joined(values) for values in zip(*parts, strict=True))
     return first

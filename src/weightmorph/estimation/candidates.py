@@ -1,4 +1,4 @@
-"""The values of θ that are tried: a grid, or a Halton sequence where a grid would be too large."""
+"""Candidates: the values of θ that are tried, as a grid, or as a Sobol sequence where a grid would be too large."""
 
 from __future__ import annotations
 
@@ -6,60 +6,34 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.quasirandom import SobolEngine
 
 from ..errors import InputError, ParameterError, ParameterValueError, near
 from ..estimator import Axis, peak
-from ..parameters import Categorical, Parameter, ParameterSpace, Theta, Value
+from ..parameters import Parameter, ParameterSpace, Theta, Value
 
-__all__ = ["Candidates", "halton", "lay_out"]
+__all__ = ["Candidates", "lay_out"]
 
 EACH: Mapping[int, int] = {1: 36, 2: 12}
-"""Values of each parameter, by how many are unknown; for more of them, …"""
+"""Number of unknown parameters to values of each of them. With more unknown parameters the candidates are …"""
 
 SCATTERED = 256
-"""… so many points of a Halton sequence."""
+"""… so many points of a Sobol sequence."""
 
 FINE: Mapping[int, int] = {1: 180, 2: 36}
-"""The same where no network is run for a candidate."""
-
-PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)
-
-
-def halton(size: int, axes: int) -> Tensor:
-    """The first points of the Halton sequence, evenly spread over the unit cube: `(size, axes)` in float64.
-
-    References:
-        Halton, "On the efficiency of certain quasi-random sequences of points", 1960.
-
-    Example:
-        >>> halton(3, 2)[:, 0].tolist()
-        [0.5, 0.25, 0.75]
-    """
-    if axes > len(PRIMES):
-        raise InputError(f"candidates: at most {len(PRIMES)} parameters can be inferred together, got {axes}")
-    columns = []
-    for base in PRIMES[:axes]:
-        column = []
-        for number in range(1, size + 1):
-            value, digit = 0.0, 1.0
-            while number:
-                digit /= base
-                number, rest = divmod(number, base)
-                value += rest * digit
-            column.append(value)
-        columns.append(torch.tensor(column, dtype=torch.float64))
-    return torch.stack(columns, 1)
+"""The same as `EACH` where no network runs for a candidate."""
 
 
 class Candidates:
-    """Settings of the unknown parameters, and who is near whom.
+    """Settings of the unknown parameters, and which of them are neighbours.
 
     Attributes:
-        parameters: the unknown ones, by name.
-        axes: how each is laid out.
-        theta: the settings, name to `(K,)`.
+        parameters: the unknown parameters, by name.
+        axes: the grid over each.
+        theta: the settings: name to `(K,)`.
         shape: values of each parameter if the settings are all combinations of them, in their order; otherwise empty.
-        neighbours: `(K, J)` indices: one step along each parameter both ways (at an end, the candidate itself).
+        neighbours: `(K, J)` indices: one step along each parameter in both directions (at an end, the candidate
+            itself); of scattered settings, the nearest ones.
         spacing: name to the distance of neighbours, in the parameter's coordinate.
     """
 
@@ -69,7 +43,7 @@ class Candidates:
         self.coordinates = {name: axes[name].coordinate(value) for name, value in theta.items()}
         if grid:
             self.spacing = {name: axis.step for name, axis in axes.items()}
-            self.neighbours = self._along()
+            self.neighbours = self._grid_neighbours()
         else:
             share = len(self) ** (1 / len(axes))
             self.spacing = {name: axis.span / max(share, 2.0) for name, axis in axes.items()}
@@ -82,20 +56,20 @@ class Candidates:
         """One candidate as numbers."""
         return {name: float(value[index]) for name, value in self.theta.items()}
 
-    def _along(self) -> Tensor:
+    def _grid_neighbours(self) -> Tensor:
         index = torch.arange(len(self)).reshape(self.shape)
-        found = []
+        columns = []
         for number, axis in enumerate(self.axes.values()):
             for step in (1, -1):
                 moved = index.roll(step, number)
                 if axis.period is None:
                     end = 0 if step == 1 else self.shape[number] - 1
                     moved.select(number, end).copy_(index.select(number, end))
-                found.append(moved.flatten())
-        return torch.stack(found, 1)
+                columns.append(moved.flatten())
+        return torch.stack(columns, 1)
 
     def distances(self) -> Tensor:
-        """Between all candidates, `(K, K)`: squared, each parameter in units of its range, categories 1 apart."""
+        """Squared distances of all candidates, `(K, K)`: in units of each range, 1 between two categories."""
         total = torch.zeros(len(self), len(self))
         for name, axis in self.axes.items():
             here = self.coordinates[name]
@@ -104,17 +78,17 @@ class Candidates:
         return total
 
     def peaks(self, evidence: Tensor, most: int) -> Tensor:
-        """The best local maxima of `(B, K)`, the highest first: `(B, min(most, K))` indices.
+        """The highest local maxima of evidence `(B, K)`, best first: `(B, min(most, K))` indices.
 
-        Where there are fewer, what is left goes to the best of the others.
+        Where there are fewer local maxima, the best other candidates follow them.
         """
-        top = evidence >= evidence[:, self.neighbours].amax(-1)
-        low = (evidence.amin(1, keepdim=True) - evidence.amax(1, keepdim=True)) - 1.0
-        return torch.where(top, evidence, evidence + low).topk(min(most, len(self)), 1).indices
+        is_peak = evidence >= evidence[:, self.neighbours].amax(-1)
+        penalty = (evidence.amin(1, keepdim=True) - evidence.amax(1, keepdim=True)) - 1.0
+        return torch.where(is_peak, evidence, evidence + penalty).topk(min(most, len(self)), 1).indices
 
     def between(self, evidence: Tensor, best: Tensor) -> Theta:
-        """The best candidates `(B,)`, moved to the top of a parabola through their neighbours: name to `(B,)`."""
-        found: Theta = {}
+        """The best candidates `(B,)`, on a grid moved to the top of a parabola through neighbours: name to `(B,)`."""
+        theta: Theta = {}
         rows = torch.arange(len(best), device=best.device)
         for number, (name, axis) in enumerate(self.axes.items()):
             value = self.theta[name].to(evidence)[best]
@@ -124,15 +98,16 @@ class Candidates:
                 at = where.pop(number)
                 move = peak(cube[tuple([rows, *where])], at, axis.period is not None) * axis.step
                 value = axis.value(self.coordinates[name].to(value)[best] + move)
-            found[name] = value
-        return found
+            theta[name] = value
+        return theta
 
     def diffusion(self, drift: Mapping[str, float]) -> Tensor:
-        r"""How θ moves from one frame to the next: `(K, K)`, row i the probabilities from candidate i.
+        r"""Transition probabilities of θ from one frame to the next: `(K, K)`, row i from candidate i.
 
-        A random walk of standard deviation `drift` in each parameter, in its unit (of a `LogInterval`, at the anchor);
-        round the circle for an angle. Of a `Categorical` it is the probability to change. A walk shorter than half a
-        step $\Delta$ between candidates keeps its variance all the same: $\sigma^2 / (2 \Delta^2)$ goes to each side.
+        θ walks at random, with standard deviation `drift` in each parameter, in its unit (of a `LogInterval`, at the
+        anchor); an angle goes round the circle. For a `Categorical`, `drift` is the probability of a change. If
+        $\sigma$ is below half the step $\Delta$ between candidates, $\sigma^2 / (2 \Delta^2)$ of the probability goes
+        to either side, which keeps the variance.
         """
         total = torch.zeros(len(self), len(self), dtype=torch.float64)
         for name, axis in self.axes.items():
@@ -151,14 +126,21 @@ class Candidates:
         return total.softmax(1).float()
 
     def in_coordinate(self, name: str, amount: float) -> float:
-        """An amount of a parameter, in its unit (of a `LogInterval`, at the anchor), in its coordinate."""
+        """A difference in a parameter's unit (of a `LogInterval`, from the anchor) as one of its coordinate."""
         parameter, axis = self.parameters[name], self.axes[name]
+        if axis.period is not None and parameter.turn is not None:
+            return amount * axis.period / parameter.turn
         ends = torch.tensor([parameter.anchor_value, parameter.anchor_value + amount], dtype=torch.float64)
-        if axis.period is not None:  # a coordinate of more than half a turn would come back the other way
-            turn = float(parameter.from_coordinate(torch.tensor(axis.period))) - parameter.anchor_value
-            return amount * axis.period / turn
-        home, there = axis.coordinate(ends).tolist()
-        return float(abs(there - home))
+        anchor, there = axis.coordinate(ends).tolist()
+        return float(abs(there - anchor))
+
+    def range_of(self, name: str) -> float:
+        """The length of a parameter's range in its unit; 1 for a `Categorical`, as a probability."""
+        parameter = self.parameters[name]
+        if parameter.discrete:
+            return 1.0
+        low, high = parameter.bounds or (0.0, parameter.turn or 0.0)
+        return high - low
 
 
 def lay_out(
@@ -171,14 +153,19 @@ def lay_out(
 
     Args:
         space: all parameters.
-        unknown: those to be inferred.
-        wanted: values of each; or a number per parameter; or the settings themselves, one list per parameter, all of
-            one length. Unless given, 36 of one, 12 each of two, and 256 scattered points for more.
-        fine: no network is run for a candidate, so that there may be more.
+        unknown: names of the parameters to be inferred.
+        wanted: number of values of each parameter; or a number per parameter; or the settings themselves, one list per
+            parameter, all of one length. Unless given, 36 values of one parameter, 12 each of two, and 256 scattered
+            points for more.
+        fine: whether no network runs for a candidate, so that more candidates cost nothing.
 
     Raises:
         ParameterError: if the settings do not fit the parameters.
         InputError: if a number is too small.
+
+    References:
+        Sobol, "On the distribution of points in a cube and the approximate evaluation of integrals", 1967, for the
+        scattered points; scrambled, with a fixed seed.
 
     Example:
         >>> from weightmorph import Angle, Interval
@@ -195,37 +182,36 @@ def lay_out(
                 )
         if not all(isinstance(value, int) for value in wanted.values()):
             return _given(parameters, wanted)
-    numbers = _numbers(parameters, wanted, fine)
-    axes = {name: Axis(parameter, numbers.get(name, SCATTERED)) for name, parameter in parameters.items()}
-    if numbers:
+    sizes = _sizes(parameters, wanted, fine)
+    axes = {name: Axis(parameter, sizes.get(name, SCATTERED)) for name, parameter in parameters.items()}
+    if sizes:
         mesh = torch.meshgrid(*[axis.values for axis in axes.values()], indexing="ij")
         return Candidates(parameters, axes, {n: m.flatten() for n, m in zip(axes, mesh, strict=True)}, grid=True)
-    points = halton(SCATTERED, len(parameters)).float().unbind(1)
-    return Candidates(parameters, axes, {n: _scatter(axes[n], u) for n, u in zip(axes, points, strict=True)}, False)
+    points = SobolEngine(len(parameters), scramble=True, seed=0).draw(SCATTERED).unbind(1)
+    return Candidates(parameters, axes, {n: _scaled(axes[n], u) for n, u in zip(axes, points, strict=True)}, False)
 
 
-def _numbers(parameters: Mapping[str, Parameter], wanted: object, fine: bool) -> dict[str, int]:
-    """How many values of each; none where they are to be scattered."""
-    numbers: dict[str, object]
+def _sizes(parameters: Mapping[str, Parameter], wanted: object, fine: bool) -> dict[str, int]:
+    """Number of values of each parameter; empty where the settings are to be scattered."""
+    sizes: dict[str, object]
     if isinstance(wanted, Mapping):
-        numbers = dict(wanted)
+        sizes = dict(wanted)
     elif wanted is None:
         each = (FINE if fine else EACH).get(len(parameters))
-        numbers = {} if each is None else dict.fromkeys(parameters, each)
+        sizes = {} if each is None else dict.fromkeys(parameters, each)
     else:
-        numbers = dict.fromkeys(parameters, wanted)
+        sizes = dict.fromkeys(parameters, wanted)
     checked: dict[str, int] = {}
-    for name, number in numbers.items():
-        least = 1 if isinstance(parameters[name], Categorical) else 3
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            raise InputError(
-                f"candidates: expected {least} values or more of {name!r}, or the settings, got {number!r}"
-            )
-        checked[name] = number
+    for name, size in sizes.items():
+        least = 1 if parameters[name].discrete else 3
+        if isinstance(size, bool) or not isinstance(size, int) or size < least:
+            raise InputError(f"candidates: expected {least} values or more of {name!r}, or the settings, got {size!r}")
+        checked[name] = size
     return checked
 
 
 def _given(parameters: Mapping[str, Parameter], wanted: Mapping[str, Value]) -> Candidates:
+    """The settings that the user listed."""
     settings = {name: torch.atleast_1d(parameters[name].tensor(name, wanted[name])) for name in parameters}
     lengths = {name: len(value) for name, value in settings.items()}
     if len(set(lengths.values())) != 1 or min(lengths.values()) < 2:
@@ -239,8 +225,8 @@ def _given(parameters: Mapping[str, Parameter], wanted: Mapping[str, Value]) -> 
     return Candidates(parameters, axes, {name: value.float() for name, value in settings.items()}, grid=False)
 
 
-def _scatter(axis: Axis, unit: Tensor) -> Tensor:
-    """Points of the unit interval to values."""
+def _scaled(axis: Axis, unit: Tensor) -> Tensor:
+    """Points of the unit interval to values over the whole range."""
     if axis.discrete:
         return axis.values[(unit * len(axis)).long().clamp(max=len(axis) - 1)]
     return axis.parameter.from_coordinate(axis.coordinates[0] + unit * axis.span)

@@ -1,4 +1,4 @@
-"""What tells a right θ from a wrong one: how sure the network is, and whether its neighbours agree."""
+"""Energies: a number per sample that is low where θ is right, computed from the network's outputs."""
 
 from __future__ import annotations
 
@@ -11,34 +11,43 @@ from torch import Tensor
 
 from ..errors import InputError, near
 
-__all__ = ["Agreement", "Energy", "Entropy", "Named", "Own", "resolve"]
+__all__ = ["Agreement", "Energy", "Entropy", "FunctionEnergy", "Named", "resolve"]
 
-Named: TypeAlias = 'Literal["entropy", "agreement"]'
+Named: TypeAlias = Literal["entropy", "agreement"]
+"""The energies that have a name."""
 
 
 class Energy(ABC):
-    """A number for each sample that is low where θ is right, read off the network's outputs.
+    """A number for each sample that is low where θ is right, computed from the network's outputs.
 
-    `answer` keeps of an output what is needed; `score` makes the number of the answers at θ and, if `neighbours`, at
-    the settings around it.
+    `answer` reduces an output to what is kept of it. `score` computes the energy from the answers at θ and, with
+    `neighbours`, at the settings around it.
+
+    Example:
+        >>> class Margin(Energy):  # the network is sure where its two highest logits are far apart
+        ...     def answer(self, output):
+        ...         first, second = output.topk(2, 1).values.unbind(1)
+        ...         return second - first
+        >>> Margin().answer(torch.tensor([[3.0, 1.0, 0.0]]))
+        tensor([-2.])
     """
 
     neighbours: bool = False
-    """Are the answers at neighbouring settings read?"""
+    """Whether `score` reads the answers at neighbouring settings."""
 
     @abstractmethod
     def answer(self, output: Any) -> Tensor:
-        """What is kept of an output: `(B, *A)`, the batch first."""
+        """An output to what is kept of it: `(B, *A)`, the batch first."""
 
     def score(self, answers: Tensor) -> Tensor:
-        """Answers `(B, J, *A)`, those at θ first, to energies `(B,)`."""
+        """Answers `(B, J, *A)`, the one at θ first, to energies `(B,)`."""
         return answers[:, 0]
 
 
 class Entropy(Energy):
     r"""How unsure the network is: $E(\theta) = -\sum_c p_c \log p_c$, with $p = \mathrm{softmax}(f(x; W(\theta)))$.
 
-    In nats; the mean over positions where there is one answer per position.
+    In nats; with one answer per position, the mean over positions.
 
     References:
         Wang, Saukh, He, Thiele, "Representing input transformations by low-dimensional parameter subspaces", 2023,
@@ -58,12 +67,13 @@ class Entropy(Energy):
 
 
 class Agreement(Energy):
-    r"""Whether the network is sure, and of the same, all around: the entropy of the mean answer of neighbours.
+    r"""How unsure the network and its neighbouring settings are together: the entropy of their mean answer.
 
     $$E(\theta) = H\Big(\tfrac1J \textstyle\sum_j \mathrm{softmax}(f(x; W(\theta_j)))\Big)$$
 
-    It is the mean of their entropies plus their Jensen-Shannon divergence, so that a setting at which the network is
-    sure by accident, and sure of something else one step on, does not win.
+    The sum goes over θ and its neighbours. The value is the mean of their entropies plus their Jensen-Shannon
+    divergence. A setting at which the network is sure by accident, and sure of another class one step further, has a
+    high energy.
 
     Example:
         >>> sure, other = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
@@ -83,8 +93,8 @@ class Agreement(Energy):
         return "agreement"
 
 
-class Own(Energy):
-    """A function of the user's: the network's output to one number per sample, lower where θ is right."""
+class FunctionEnergy(Energy):
+    """A user's function of the network's output that gives one number per sample, lower where θ is right."""
 
     def __init__(self, function: Callable[[Any], Tensor]) -> None:
         self.function = function
@@ -108,17 +118,21 @@ _NAMES: Mapping[str, Callable[[], Energy]] = {"entropy": Entropy, "agreement": A
 
 
 def resolve(objective: Named | Energy | Callable[[Any], Tensor]) -> Energy:
-    """An energy from its name or from a function of the output, or as it is.
+    """An energy from its name or from a function of the output; an energy is returned unchanged.
 
     Raises:
-        InputError: if it is none of these.
+        InputError: for anything else.
+
+    Example:
+        >>> resolve("entropy"), resolve(lambda output: output[:, 0])
+        (entropy, <lambda>)
     """
     if isinstance(objective, Energy):
         return objective
     if isinstance(objective, str) and objective in _NAMES:
         return _NAMES[objective]()
     if callable(objective) and not isinstance(objective, type):
-        return Own(objective)
+        return FunctionEnergy(objective)
     hint = near(objective, _NAMES) if isinstance(objective, str) else ""
     raise InputError(
         "objective: expected 'entropy', 'agreement', or a function of the network's output that gives one number per "
@@ -127,7 +141,7 @@ def resolve(objective: Named | Energy | Callable[[Any], Tensor]) -> Energy:
 
 
 def log_probabilities(output: Any) -> Tensor:
-    """Log softmax over the second axis of logits `(B, C, *positions)`, or of an output's `.logits`, in float32."""
+    """Log softmax over the class axis of logits `(B, C, *positions)`, or of an output's `.logits`; float32 at least."""
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     if not isinstance(logits, Tensor) or logits.dim() < 2 or logits.shape[1] < 2 or not logits.is_floating_point():
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
@@ -143,7 +157,7 @@ def _per_sample(values: Tensor) -> Tensor:
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    """The tensors of an output."""
+    """The tensors of a nested output."""
     if isinstance(output, Tensor):
         return [output]
     items = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()

@@ -1,10 +1,10 @@
-"""What was inferred, and how a distribution over candidates is summed up."""
+"""The result of `infer`, and the summary of a posterior over candidates."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -16,39 +16,51 @@ from .candidates import Candidates
 
 __all__ = ["Inferred", "Method", "Pool", "close_to", "spread_of"]
 
-Method: TypeAlias = 'Literal["head", "search", "both"]'
-Pool: TypeAlias = 'Literal["image", "batch", "stream"]'
+Method: TypeAlias = Literal["head", "search", "both"]
+"""Where the evidence comes from."""
+
+Pool: TypeAlias = Literal["image", "batch", "stream"]
+"""Which samples share θ: none, all, or neighbours in time."""
 
 CERTAIN = 2 / 3
-"""An estimate is abstained from if less than this share of the probability lies near it."""
+"""An estimate has `abstain` set if less than this share of the probability lies near it."""
 
 NEAR = 12
-"""Near is within one in so many parts of the range, to either side: 30° of a circle."""
+"""By default, values within 1/12 of the range to either side are near: 30° of a circle."""
 
 
 @dataclass(frozen=True)
 class Inferred:
-    r"""θ from data: an estimate, how sure it is, and what the network says there.
+    r"""Estimates of θ from data, how certain they are, and the network's outputs at them.
 
     Attributes:
-        theta: the estimates, by name: `(B,)`, or `()` where the whole batch shares one. Give them to any call:
+        theta: the estimates, by name: `(B,)`, or `()` where the whole batch shares one. Any call takes them:
             `model(x, **found.theta)`.
-        spread: the posterior's standard deviation about its mean, in the parameter's unit (of a `LogInterval`, at the
-            estimate); circular for an angle, $\sqrt{-2 \log R}$; at least what the distance of candidates lets one see,
-            at most that of a uniform distribution. Of a `Categorical`, the probability of another one. Shapes as
-            `theta`.
-        confidence: the posterior's share near the estimate, within a twelfth of the range to either side unless
-            `tolerance` said otherwise; of all parameters together. Shape as `theta`.
-        abstain: is it below two thirds? An object that looks alike from two sides, such as a 6 that may be a 9, has
-            about half of it at either; a disc has a little everywhere.
-        score: the objective at the estimate, lower is better, the mean over the samples that share it; without a search
-            minus the head's log density.
-        outputs: the network's at the estimate, as a call gives them.
-        posterior: over the candidates: `(B, K)`, or `(K,)` where the whole batch shares one.
+        spread: the posterior's standard deviation about its mean, in the parameter's unit (for a `LogInterval`, at the
+            estimate); circular for an angle, $\sqrt{-2 \log R}$. It is at least the resolution of the candidates, and
+            at most the standard deviation of the uniform distribution. For a `Categorical`, the probability of another
+            category. Shapes as `theta`.
+        confidence: the posterior's share near the estimate in all parameters: within 1/12 of the range to either side,
+            or within `tolerance`. Shape as `theta`.
+        abstain: whether `confidence` is below 2/3. An object that looks the same from two sides, such as a 6 that may
+            be a 9, has about half of the posterior at either; a disc has a little everywhere.
+        score: the objective at the estimate, lower is better, the mean over the samples that share it; for the method
+            `"head"`, minus the head's log density.
+        outputs: the network's outputs at the estimate, as a call gives them.
+        posterior: probabilities of the candidates: `(B, K)`, or `(K,)` where the whole batch shares θ.
         candidates: name to `(K,)`.
         method: `"head"`, `"search"` or `"both"`.
         pool: `"image"`, `"batch"` or `"stream"`.
-        runs: of the network, per sample, including the one that gave the outputs.
+        runs: runs of the network per sample, including the one that gave the outputs.
+
+    Example:
+        >>> import weightmorph as wm
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+        >>> model = wm.condition(net, {"angle": wm.Angle("deg")}, wm.LowRank(2))
+        >>> found = wm.infer(model, torch.rand(2, 1, 4, 4))  # an untrained transform: every angle is equally likely
+        >>> print(found)
+        angle ± 1e+02, inferred per image by search; 2 of 2 abstained from; 37 network runs a sample
     """
 
     theta: Theta
@@ -71,6 +83,23 @@ class Inferred:
             )
         return self.theta[name]
 
+    def to(self, device: torch.device | str) -> Inferred:
+        """The same result with its tensors on a device; the outputs stay where they are."""
+
+        def moved(theta: Theta) -> Theta:
+            return {name: value.to(device) for name, value in theta.items()}
+
+        return replace(
+            self,
+            theta=moved(self.theta),
+            spread=moved(self.spread),
+            confidence=self.confidence.to(device),
+            abstain=self.abstain.to(device),
+            score=self.score.to(device),
+            posterior=self.posterior.to(device),
+            candidates=moved(self.candidates),
+        )
+
     def __str__(self) -> str:
         whose = {"image": "per image", "batch": "for the batch", "stream": "along the stream"}[self.pool]
         parts = []
@@ -84,12 +113,12 @@ class Inferred:
 
 
 def spread_of(candidates: Candidates, posterior: Tensor, theta: Mapping[str, Tensor]) -> Theta:
-    """Standard deviation of each parameter under `(B, K)`: name to `(B,)`."""
-    found: Theta = {}
+    """Standard deviation of each parameter under a posterior `(B, K)`: name to `(B,)`."""
+    spreads: Theta = {}
     for name, axis in candidates.axes.items():
         if axis.discrete:
             same = candidates.theta[name] == theta[name].unsqueeze(1)
-            found[name] = 1 - (posterior * same).sum(1)
+            spreads[name] = 1 - (posterior * same).sum(1)
             continue
         here = candidates.coordinates[name].double()
         p = posterior.double()
@@ -99,18 +128,18 @@ def spread_of(candidates: Candidates, posterior: Tensor, theta: Mapping[str, Ten
             variance = -2 * length.log() * (axis.period / math.tau) ** 2
         else:
             variance = (p @ here**2 - (p @ here) ** 2).clamp_min(0)
-        # A candidate stands for its cell.
+        # A candidate represents its cell, whose own variance is added.
         sigma = (variance + candidates.spacing[name] ** 2 / 12).clamp_max(axis.span**2 / 12).sqrt()
         at = axis.coordinate(theta[name].double())
         values = [candidates.parameters[name].from_coordinate(at + side * 0.5 * sigma) for side in (1, -1)]
-        found[name] = (values[0] - values[1]).abs().float()
-    return found
+        spreads[name] = (values[0] - values[1]).abs().float()
+    return spreads
 
 
 def close_to(
     candidates: Candidates, posterior: Tensor, theta: Mapping[str, Tensor], tolerance: Mapping[str, float]
 ) -> Tensor:
-    """The share of `(B, K)` within the tolerance of the estimate in every parameter: `(B,)`."""
+    """The share of a posterior `(B, K)` within the tolerance of the estimate in every parameter: `(B,)`."""
     inside = torch.ones_like(posterior, dtype=torch.bool)
     for name, axis in candidates.axes.items():
         away = axis.difference(candidates.coordinates[name], axis.coordinate(theta[name]).unsqueeze(1)).abs()

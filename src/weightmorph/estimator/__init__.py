@@ -1,15 +1,15 @@
-r"""A small head on the base's early features that says how likely every value of θ is.
+r"""The head that a model carries to estimate θ; the search for θ, which runs whole models, is `estimation/`.
 
-[`Estimator`][weightmorph.estimator.Estimator] is trained by `fit(…, predict_parameter=True)` and stays with the model
-as `model.estimator`, so that it is saved, moved and copied with it. `model(x, angle="infer")` asks it, and so does
-[`infer`][weightmorph.infer], which can go on from there.
+An [`Estimator`][weightmorph.estimator.Estimator] reads early features of the frozen base and gives a density over θ.
+This room lies *below* `model/`, because a model holds its head as `model.estimator`: it is saved, loaded, moved and
+copied with the model, and `model(x, angle="infer")` asks it. So nothing here knows what a conditioned model is.
 """
 
 from .axis import Axis, peak
 from .head import Estimator, estimator_of
-from .taps import Tap, probe
+from .taps import Tap, choose_taps, probe
 
-__all__ = ["INFER", "Axis", "Estimator", "Tap", "estimator_of", "peak", "probe"]
+__all__ = ["INFER", "Axis", "Estimator", "Tap", "choose_taps", "estimator_of", "peak", "probe"]
 
 INFER = "infer"
-"""What a model is given in place of a value that nobody knows."""
+"""What a call is given in place of a value that the estimator shall fill in."""

@@ -1,4 +1,4 @@
-"""The range of a parameter, with kernels on it."""
+"""An axis: the range of one parameter as an even grid, with a kernel at each of its values."""
 
 from __future__ import annotations
 
@@ -7,31 +7,32 @@ import math
 import torch
 from torch import Tensor
 
-from ..parameters import Categorical, Parameter
+from ..parameters import Parameter
 
 __all__ = ["Axis", "peak"]
 
 WIDTH = 0.7
-"""A kernel's standard deviation in steps between kernels: narrow, yet without holes between two of them."""
+"""Standard deviation of a kernel in steps of the grid: narrow, but without gaps between two kernels."""
 
 
 class Axis:
-    r"""One parameter laid out evenly from end to end, or round the circle, with a kernel at every value.
+    r"""An even grid over one parameter, from end to end or round the circle, with a kernel at every value.
 
-    A kernel is a density in the parameter's coordinate: von Mises of concentration $1/\sigma^2$ for an angle, a normal
-    one cut off at both ends for a range, all or nothing for a category. Densities are relative to the uniform one, so
-    that 1 says nothing.
+    A kernel is a density in the parameter's coordinate: von Mises with concentration $1/\sigma^2$ for an angle, a
+    normal density truncated to the range for an interval, one category for a `Categorical`. Densities are relative to
+    the uniform one, so that a density of 1 carries no information.
 
     Args:
-        parameter: which.
-        size: values; a `Categorical` has its own number.
+        parameter: the parameter.
+        size: number of values K; a `Categorical` has one value per name.
 
     Attributes:
         values: `(K,)` in float32.
-        coordinates: of the values, `(K,)`.
-        period: of the coordinate, or None.
-        span: the whole range in the coordinate; of a `Categorical`, K.
-        step: between two neighbours.
+        coordinates: coordinates of the values, `(K,)`.
+        period: period of the coordinate, or None.
+        discrete: whether the values are names.
+        span: length of the range in the coordinate; K for a `Categorical`.
+        step: distance of two neighbours in the coordinate.
 
     Example:
         >>> from weightmorph import Angle
@@ -42,11 +43,11 @@ class Axis:
 
     def __init__(self, parameter: Parameter, size: int) -> None:
         self.parameter = parameter
-        with torch.device("cpu"):  # whatever the default device is: these are plain numbers, looked at on the way
+        with torch.device("cpu"):  # whatever the default device is, because these numbers are read on the host
             self.values = parameter.grid(size)
             self.coordinates = self.coordinate(self.values)
         self.period = parameter.period
-        self.discrete = isinstance(parameter, Categorical)
+        self.discrete = parameter.discrete
         size = len(self.values)
         ends = float(self.coordinates[-1] - self.coordinates[0])
         self.span = float(size) if self.discrete else self.period or ends
@@ -60,20 +61,20 @@ class Axis:
         return self.parameter.coordinate(self.parameter.encode(value))
 
     def value(self, coordinate: Tensor) -> Tensor:
-        """The way back; of an angle, within one turn from the anchor on."""
+        """Coordinates `(*B)` to values `(*B)`; an angle lies within one turn from the anchor on."""
         if self.period is not None:
             coordinate = torch.remainder(coordinate, self.period)
         return self.parameter.from_coordinate(coordinate)
 
     def difference(self, one: Tensor, other: Tensor) -> Tensor:
-        """From the second coordinate to the first, the short way round."""
+        """`one - other` in coordinates, the short way round the circle."""
         if self.period is None:
             return one - other
         half = self.period / 2
         return torch.remainder(one - other + half, self.period) - half
 
     def log_kernels(self, value: Tensor) -> Tensor:
-        """Log density of every kernel at values `(*V)`, relative to the uniform one: `(*V, K)`. Differentiable."""
+        """Log density of every kernel at values `(*V)`: `(*V, K)`, relative to the uniform density. Differentiable."""
         centres = self.coordinates.to(value)
         away = self.difference(self.coordinate(value).unsqueeze(-1), centres)
         if self.discrete:
@@ -89,15 +90,17 @@ class Axis:
 
 
 def peak(values: Tensor, best: Tensor, circular: bool) -> Tensor:
-    """How far from its best point, in steps, a smooth function has its maximum: a parabola through three points.
+    r"""The offset of a smooth function's maximum from its best grid point, by a parabola through three points.
+
+    $$\delta = \tfrac12 \frac{f_{-1} - f_{+1}}{f_{-1} - 2 f_0 + f_{+1}}$$
 
     Args:
         values: `(B, K)` along evenly spaced points.
-        best: `(B,)` indices of the highest.
-        circular: the last point is a neighbour of the first.
+        best: `(B,)` indices of the highest value.
+        circular: whether the last point is a neighbour of the first.
 
     Returns:
-        `(B,)`, from -0.5 to 0.5; 0 at an end of the range.
+        offsets `(B,)` in steps, from -0.5 to 0.5; 0 at an end of the range.
 
     Example:
         >>> peak(torch.tensor([[0.0, 3.0, 4.0, 1.0]]), torch.tensor([2]), circular=False)

@@ -1,4 +1,4 @@
-"""The head: how likely every value of each parameter is."""
+"""The estimator: a small network from features of the frozen base to a density over θ."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..base import as_call
 from ..errors import InputError, ParameterError
 from ..parameters import ParameterSpace, Theta
+from ..slots import Slot
 from .axis import Axis, peak
-from .taps import Tap, probe
+from .taps import Tap, choose_taps, probe
 
 __all__ = ["Estimator", "estimator_of"]
 
@@ -21,21 +23,21 @@ BINS = 36
 """Kernels over the range of a parameter: 10° each on the circle."""
 
 LARGEST = 2**20
-"""Of any size in a head that is made again from data, which may be anybody's."""
+"""Upper bound of every size in a head that is rebuilt from a file, because a file may be hostile."""
 
 FINER = 5
-"""Points to a kernel where the most likely value is looked for."""
+"""Grid points per kernel in the search for the most likely value."""
 
 
 class Estimator(nn.Module):
-    r"""How likely every value of each parameter is, given an input: a mixture of kernels with learned weights.
+    r"""A density over each parameter given the input: a mixture of fixed kernels with learned weights.
 
     $$q(\theta \mid x) = \prod_p \sum_k w_{pk}(x)\, \varphi_{pk}(\theta_p)$$
 
     The kernels $\varphi$ lie evenly over the range ([`Axis`][weightmorph.estimator.Axis]): on the circle for an angle,
-    so that 359° and 1° are neighbours and an object that looks alike at two angles gets two modes. The weights $w$ come
-    from the frozen base's early features, averaged over a coarse grid, standardised, mixed per cell to `channels`
-    numbers, and put through one hidden layer. Several parameters are taken to be independent given the input.
+    so that 359° and 1° are neighbours and an object that looks the same at two angles gets two modes. The weights $w$
+    come from the frozen base's early features, averaged over a coarse grid, standardised, mixed per cell to `channels`
+    numbers, and put through one hidden layer. Several parameters are assumed to be independent given the input.
 
     Args:
         space: the parameters.
@@ -81,18 +83,54 @@ class Estimator(nn.Module):
         self.body = nn.Linear(width, hidden)
         self.out = nn.ModuleList([nn.Linear(hidden, len(axis)) for axis in self.axes.values()])
 
+    @classmethod
+    @torch.no_grad()
+    def for_base(
+        cls,
+        root: nn.Module,
+        slots: Mapping[str, Slot],
+        space: ParameterSpace,
+        x: Any,
+        layers: Sequence[str] | None = None,
+        bins: Mapping[str, int] | None = None,
+        channels: int = 16,
+        hidden: int = 64,
+    ) -> Estimator:
+        """An untrained head for a base, calibrated on a typical batch, on the base's device and in its type.
+
+        Args:
+            root: a clone of the frozen base.
+            slots: its conditioned tensors.
+            space: the parameters.
+            x: a typical batch, as the base takes it: a tensor, a tuple, or a dict.
+            layers: which layers are read; see [`attach`][weightmorph.estimation.attach].
+            bins: kernels over each parameter, by name.
+            channels: numbers per cell.
+            hidden: width of the hidden layer.
+
+        Raises:
+            InputError: for a layer that does not exist or gives nothing to read.
+            ParameterError: if `bins` does not fit the parameters.
+        """
+        args, kwargs = as_call(x)
+        head = cls(space, choose_taps(root, slots, args, kwargs, layers), bins, channels, hidden)
+        like = next(root.parameters())
+        head.to(like.device, like.dtype)
+        head.calibrate(head.read(root, args, kwargs))
+        return head
+
     @torch.no_grad()
     def calibrate(self, features: Sequence[Tensor]) -> None:
-        """Take mean and spread of each channel from features that were read."""
-        for number, seen in enumerate(features):
+        """Set the mean and the scale of each channel from typical features, as `read` gives them."""
+        for number, feature in enumerate(features):
             shift, scale = self.get_buffer(f"shift{number}"), self.get_buffer(f"scale{number}")
-            flat = seen.movedim(1, 0).flatten(1).double()
+            flat = feature.movedim(1, 0).flatten(1).double()
             shift.copy_(flat.mean(1))
             scale.copy_(1 / flat.std(1).clamp_min(1e-3 * float(flat.std()) + 1e-12))
 
     @torch.no_grad()
     def read(self, root: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
-        """The features of a batch, `(B, C, cells)` for each tap; the base is run no further than the last of them.
+        """The features of a batch, `(B, C, cells)` for each tap. The base runs no further than its last tap.
 
         Args:
             root: a fresh clone of the frozen base.
@@ -102,83 +140,98 @@ class Estimator(nn.Module):
         Raises:
             InputError: if an input has features of another size than the head was made for.
         """
-        seen = probe(root, [tap.layer for tap in self.taps], args, kwargs)
+        outputs = probe(root, [tap.layer for tap in self.taps], args, kwargs)
         for tap in self.taps:
-            found = Tap.on(tap.layer, seen[tap.layer], tap.last)
-            if found != tap:
+            here = Tap.on(tap.layer, outputs[tap.layer], tap.last)
+            if here != tap:
                 raise InputError(
                     f"the head that estimates θ reads {tap.channels} channels on {tap.grid or 'no'} cells from "
-                    f"{tap.layer or 'the input'!r}, and this input gives {found.channels} on {found.grid or 'none'}; "
+                    f"{tap.layer or 'the input'!r}, and this input gives {here.channels} on {here.grid or 'none'}; "
                     "give inputs of the size it was trained on"
                 )
-        return [tap.pooled(seen[tap.layer]).to(self.body.weight.dtype) for tap in self.taps]
+        return [tap.pooled(outputs[tap.layer]).to(self.body.weight.dtype) for tap in self.taps]
 
     def forward(self, features: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Log weights of the kernels, `(B, K)` by parameter, from what `read` gave."""
+        """Features as `read` gives them to log weights of the kernels: parameter to `(B, K)`."""
         parts = []
-        for number, (seen, mix) in enumerate(zip(features, self.mix, strict=True)):
+        for number, (feature, mix) in enumerate(zip(features, self.mix, strict=True)):
             shift, scale = self.get_buffer(f"shift{number}"), self.get_buffer(f"scale{number}")
-            standard = (seen.movedim(1, 2) - shift) * scale
+            standard = (feature.movedim(1, 2) - shift) * scale
             parts.append((torch.relu(mix(standard)) if self.taps[number].grid else standard).flatten(1))
         code = torch.relu(self.body(torch.cat(parts, 1)))
         return {name: out(code).log_softmax(1) for name, out in zip(self.axes, self.out, strict=True)}
 
     def log_density(self, weights: Mapping[str, Tensor], theta: Mapping[str, Tensor]) -> Tensor:
-        """Log of $q(θ | x)$ relative to the uniform density: 0 where the head knows nothing. Differentiable in θ.
+        r"""$\log q(\theta \mid x)$ relative to the uniform density, so 0 means no knowledge. Differentiable in θ.
 
         Args:
             weights: from `forward`, `(B, K)` each.
-            theta: values `(B, S)`, or `(1, S)` for the same ones everywhere; parameters that are left out are summed
-                over.
+            theta: values `(B, S)`, or `(1, S)` for the same values at each sample. Parameters that are left out are
+                marginalised.
 
         Returns:
-            `(B, S)`.
+            log densities `(B, S)`.
         """
         total: Tensor | None = None
         for name, values in theta.items():
             kernels = self.axes[name].log_kernels(values)  # (B or 1, S, K)
-            if len(kernels) == 1:  # one product for all samples; in float64, for a kernel may be as low as e⁻¹³⁴
+            if len(kernels) == 1:  # one product for all samples; in float64, because a kernel can be as low as e⁻¹³⁴
                 mixed = weights[name].double().exp() @ kernels[0].double().exp().T
                 here = mixed.clamp_min(1e-300).log().to(weights[name].dtype)
             else:
                 here = torch.logsumexp(weights[name].unsqueeze(1) + kernels, -1)
             total = here if total is None else total + here
-        assert total is not None, "no parameter was asked for"
+        assert total is not None, "theta names a parameter at least"
         return total
 
     def loss(self, features: Sequence[Tensor], theta: Theta) -> Tensor:
-        """Negative log density at the true θ `(B,)`, in nats below what a uniform guess has: a scalar."""
+        """Mean negative log density at the true θ `(B,)`: a scalar in nats, 0 for a uniform guess."""
         return -self.log_density(self(features), {name: value.unsqueeze(1) for name, value in theta.items()}).mean()
 
     @torch.no_grad()
     def best(self, features: Sequence[Tensor], names: Sequence[str] | None = None) -> Theta:
         """The most likely value of each parameter: name to `(B,)`."""
-        weights = self(features)
-        found: Theta = {}
+        return self.most_likely(self(features), names)
+
+    @torch.no_grad()
+    def most_likely(
+        self, weights: Mapping[str, Tensor], names: Sequence[str] | None = None, *, pooled: bool = False
+    ) -> Theta:
+        """The maximum of each parameter's density.
+
+        Args:
+            weights: from `forward`, `(B, K)` each.
+            names: the parameters; all of them unless given.
+            pooled: whether all samples share one θ, so that their log densities add up.
+
+        Returns:
+            name to `(B,)`, or to `(1,)` if `pooled`.
+        """
+        values: Theta = {}
         for name in self.axes if names is None else names:
             fine = Axis(self.space[name], FINER * len(self.axes[name]))
-            values = fine.values.to(weights[name])
-            density = self.log_density(weights, {name: values.unsqueeze(0)})
+            grid = fine.values.to(weights[name])
+            density = self.log_density(weights, {name: grid.unsqueeze(0)})
+            density = density.sum(0, keepdim=True) if pooled else density
             at = density.argmax(1)
-            if fine.discrete:
-                found[name] = values[at]
-                continue
-            move = peak(density, at, fine.period is not None) * fine.step
-            found[name] = fine.value(fine.coordinates.to(values)[at] + move)
-        return found
+            values[name] = grid[at]
+            if not fine.discrete:
+                move = peak(density, at, fine.period is not None) * fine.step
+                values[name] = fine.value(fine.coordinates.to(grid)[at] + move)
+        return values
 
     def config(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
+        """Plain data for JSON, from which `from_config` rebuilds the head."""
         bins = {name: len(axis) for name, axis in self.axes.items()}
         taps = [dataclasses.asdict(tap) | {"grid": list(tap.grid)} for tap in self.taps]
         return {"taps": taps, "bins": bins, "channels": self.channels, "hidden": self.hidden}
 
     @classmethod
     def from_config(cls, space: ParameterSpace, config: Mapping[str, Any]) -> Estimator:
-        """The way back from `config`, untrained.
+        """An untrained head with the layout that `config` wrote.
 
         Raises:
-            KeyError, TypeError, ValueError: for data that are not a head's.
+            KeyError, TypeError, ValueError: for data that `config` did not write.
         """
         taps = [Tap(**{**tap, "grid": tuple(tap["grid"])}) for tap in config["taps"]]
         sizes = [config["channels"], config["hidden"], *config["bins"].values(), *(t.channels for t in taps)]
@@ -192,6 +245,6 @@ class Estimator(nn.Module):
 
 
 def estimator_of(model: nn.Module) -> Estimator | None:
-    """The head of a conditioned model, if it has one; a model that was pickled by an older release has none."""
+    """The estimator of a conditioned model, or None. A model that release 0.1 pickled has no such attribute."""
     head = getattr(model, "estimator", None)
     return head if isinstance(head, Estimator) else None

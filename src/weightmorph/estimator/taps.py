@@ -1,4 +1,4 @@
-"""Where features of the base are read, and the reading."""
+"""Taps: the layers of the base at which an estimator reads features."""
 
 from __future__ import annotations
 
@@ -12,22 +12,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..slots import Slot
 
-__all__ = ["Tap", "probe"]
+__all__ = ["Tap", "choose_taps", "probe"]
+
+POSITIONS = 64
+"""A map with fewer positions is too coarse to show where things are."""
 
 POOLED: Mapping[int, int] = {1: 49, 2: 7, 3: 4}
-"""Cells along each axis of a map of so many axes, after pooling."""
+"""Number of spatial axes to cells along each of them after pooling."""
 
 
 @dataclass(frozen=True)
 class Tap:
-    """Where features are read: the output of a layer of the base, or what goes into the base.
+    """One tensor from which features are read: the output of a layer of the base, or the base's input.
 
     Attributes:
-        layer: its dotted name; `""` for the base's first input.
-        channels: of that tensor.
-        grid: cells of the map after pooling; empty for a vector.
-        last: the channels are the last axis, as behind a `Linear`, and not the second.
+        layer: the layer's dotted name; `""` for the base's first input.
+        channels: channels of the tensor.
+        grid: cells of the map along each axis after pooling; empty for a vector.
+        last: whether the channels are the last axis, as behind a `Linear`, and not the second.
+
+    Example:
+        >>> tap = Tap.on("conv", torch.zeros(2, 8, 28, 28))
+        >>> tap, tap.pooled(torch.zeros(2, 8, 28, 28)).shape
+        (Tap(layer='conv', channels=8, grid=(7, 7), last=False), torch.Size([2, 8, 49]))
     """
 
     layer: str
@@ -37,14 +46,18 @@ class Tap:
 
     @classmethod
     def on(cls, layer: str, seen: Tensor, last: bool = False) -> Tap:
-        """For a tensor `(B, C, *positions)`, `(B, *positions, C)` or `(B, F)` that was seen there."""
+        """The tap that fits a tensor `(B, C, *positions)`, `(B, *positions, C)` with `last`, or `(B, F)`.
+
+        Raises:
+            InputError: if the tensor holds no floating-point features, or has more than three spatial axes.
+        """
         if seen.dim() < 2 or not seen.is_floating_point():
             raise InputError(
                 f"layer {layer!r}: expected an output (B, …) of floating-point numbers to estimate θ from, got shape "
                 f"{tuple(seen.shape)} of {seen.dtype}; name other layers"
             )
         extents = seen.shape[1:-1] if last else seen.shape[2:]
-        if last and len(extents) > 1:  # positions behind a Linear are taken as one row of them
+        if last and len(extents) > 1:  # positions behind a Linear are read as one row
             extents = torch.Size([math.prod(extents)])
         if len(extents) not in (0, *POOLED):
             raise InputError(f"layer {layer!r}: a map of {len(extents)} axes cannot be pooled; name other layers")
@@ -52,7 +65,7 @@ class Tap:
         return cls(layer, seen.shape[-1] if last else seen.shape[1], grid, last)
 
     def pooled(self, seen: Tensor) -> Tensor:
-        """`(B, C, cells)` of what was seen, the mean of each cell; `(B, C, 1)` of a vector."""
+        """The mean of each cell of a tensor, `(B, C, cells)`; of a vector `(B, C, 1)`."""
         seen = seen.movedim(-1, 1) if self.last else seen
         if not self.grid:
             return seen.reshape(len(seen), self.channels, 1)
@@ -62,23 +75,77 @@ class Tap:
 
 
 class _Enough(Exception):
-    """All has been seen that was asked for: what follows in the base need not run."""
+    """Every layer that was asked for has run, so the rest of the base need not."""
+
+
+def choose_taps(
+    root: nn.Module,
+    slots: Mapping[str, Slot],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    layers: Sequence[str] | None = None,
+) -> list[Tap]:
+    """The taps of an estimator on a base.
+
+    Args:
+        root: a clone of the frozen base.
+        slots: the conditioned tensors.
+        args: the base's positional inputs, a typical batch.
+        kwargs: its keyword inputs.
+        layers: dotted names of the layers to read; unless given, the last conditioned convolution whose map has 64
+            positions or more, or else the input and the first conditioned layer.
+
+    Raises:
+        InputError: for a layer that does not exist or gives nothing to read.
+    """
+    if layers is None:
+        layers = _default_layers(root, slots, args, kwargs)
+    modules = dict(root.named_modules(remove_duplicate=False))
+    linear = {slot.layer for slot in slots.values() if slot.kind == "linear"}
+    outputs = probe(root, layers, args, kwargs)
+    last = {name: name in linear or isinstance(modules.get(name), nn.Linear) for name in layers}
+    return [Tap.on(name, outputs[name], last[name] and outputs[name].dim() > 2) for name in layers]
+
+
+def _default_layers(
+    root: nn.Module, slots: Mapping[str, Slot], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[str]:
+    """The last conditioned convolution with a large enough map, or the input and the first conditioned layer."""
+    weights = [slot for slot in slots.values() if slot.kind in ("conv", "conv_transpose", "linear")]
+    names = list(dict.fromkeys(slot.layer for slot in weights or slots.values()))
+    outputs = probe(root, names, args, kwargs, finish=True)
+    maps = {slot.layer for slot in weights if slot.kind != "linear"}
+    large = [name for name, output in outputs.items() if name in maps and math.prod(output.shape[2:]) >= POSITIONS]
+    if large:
+        return [large[-1]]
+    return ["", next(iter(outputs))] if outputs else [""]
 
 
 def probe(
-    root: nn.Module, layers: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, whole: bool = False
+    root: nn.Module,
+    layers: Sequence[str],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    finish: bool = False,
 ) -> dict[str, Tensor]:
-    """The first output of each named layer, in the order in which they come.
+    """The first output of each named layer, by name, in the order in which the layers run.
 
     Args:
-        root: a clone of the base, which is hooked and, unless `whole`, left as soon as all has been seen.
-        layers: dotted names; `""` is the first tensor that goes into the base.
+        root: a clone of the base. It gets forward hooks for the time of the call, and its forward is left as soon as
+            every named layer has run.
+        layers: dotted names; `""` is the first tensor among the base's inputs.
         args: the base's positional inputs.
         kwargs: its keyword inputs.
-        whole: run the base to its end.
+        finish: run the base to its end; layers that never run are then left out.
 
     Raises:
-        InputError: for a layer that is not there.
+        InputError: for a layer that does not exist, or that the base's forward does not run.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> probe(net, ["0"], (torch.zeros(2, 2, 2),), {})["0"].shape
+        torch.Size([2, 4])
     """
     modules = dict(root.named_modules(remove_duplicate=False))
     unknown = [name for name in layers if name not in modules]
@@ -90,7 +157,7 @@ def probe(
         first = output[0] if isinstance(output, list | tuple) and output else output
         if name not in seen and isinstance(first, Tensor):
             seen[name] = first
-            if not whole and len(seen) == len(layers):
+            if not finish and len(seen) == len(layers):
                 raise _Enough
 
     hooks = [
@@ -108,6 +175,6 @@ def probe(
         for hook in hooks:
             hook.remove()
     missing = [name for name in layers if name not in seen]
-    if missing and not whole:
+    if missing and not finish:
         raise InputError(f"layer {missing[0]!r} gave no tensor on the base's way from input to output; name another")
     return seen

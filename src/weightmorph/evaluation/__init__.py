@@ -1,10 +1,12 @@
 """Metrics over a grid of θ: the conditioned network beside what a user might rather pick."""
 
-from .advice import listing, preferred
+from ..io import write_atomically
+from .advice import preferred
 from .contenders import Contender
 from .data import batches
+from .figures import Role, Row, listing
 from .metric import accuracy
-from .result import Evaluation, Role, Row, setting_text, write_atomically
+from .result import Evaluation, setting_text
 from .run import evaluate
 
 __all__ = [

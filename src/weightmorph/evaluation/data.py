@@ -1,4 +1,4 @@
-"""Going through data again and again, in one order."""
+"""Repeated passes over data, in one order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ Pairs = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 
 def batches(data: Any, size: int) -> Pairs:
-    """A function that goes through the data from the start, as pairs of tensors.
+    """A function that starts a pass over the data, as pairs of tensors.
+
+    Example:
+        >>> passes = batches((torch.zeros(5, 3), torch.arange(5)), size=2)
+        >>> [len(x) for x, y in passes()], [len(x) for x, y in passes()]
+        ([2, 2, 1], [2, 2, 1])
 
     Raises:
         InputError: if the data are of no such kind, or, in a later pass, come in another order.
@@ -32,7 +37,7 @@ def batches(data: Any, size: int) -> Pairs:
             raise InputError(f"data: expected as many targets as images, got {len(x)} images and {len(y)} targets")
         return lambda: zip(x.split(size), y.split(size), strict=True)
     if isinstance(data, Dataset):
-        # Its own generator, for a loader otherwise draws its workers' seed from torch's global one.
+        # A generator of its own, because a loader otherwise draws its workers' seed from torch's global one.
         data = DataLoader(data, batch_size=size, generator=torch.Generator())
     if not isinstance(data, Iterable) or isinstance(data, Iterator):
         once = "; it can be gone through only once, make it a list" if isinstance(data, Iterator) else ""

@@ -1,4 +1,4 @@
-"""What an output is worth."""
+"""Metrics: the score of an output, one number per sample."""
 
 from __future__ import annotations
 

@@ -1,87 +1,32 @@
-"""What an evaluation found, as plain data: figures, tables, JSON."""
+"""The result of an evaluation: its advice, its tables, and its JSON file."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-from ..errors import CheckpointError, near
-from ..parameters import Categorical, Parameter, ParameterSpace
-from ..storage import replaced
-from .advice import listing, preferred, sentence, untold
+from ..errors import CheckpointError
+from ..io import write_atomically
+from ..parameters import Parameter, ParameterSpace
+from .advice import preferred, sentence, unknown_theta
+from .figures import Figures, Row, listing
 
-__all__ = ["Evaluation", "Role", "Row", "setting_text", "write_atomically"]
-
-Role = Literal["conditioned", "frozen", "inverse", "other", "offset", "inferred"]
+__all__ = ["Evaluation", "setting_text"]
 
 FORMAT = "weightmorph evaluation 1"
-"""What a saved evaluation begins with."""
+"""The first entry of a saved evaluation."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one alternative reached.
+class Evaluation(Figures):
+    r"""Scores of a conditioned network and its alternatives over a grid of θ, as plain data.
 
-    Attributes:
-        name: as the table shows it.
-        role: `"conditioned"`, `"frozen"`, `"inverse"`, `"other"`, `"offset"` (the conditioned network, told a wrong θ)
-            or `"inferred"` (the same, told none).
-        values: the metric's mean over the images, one per setting of the grid.
-        clean: the same on the untransformed images, at the anchor.
-        standard_error: of `mean`, from the spread over images of each image's mean over the grid.
-        trainable: numbers that were trained; None if unknown.
-        seconds: of training; None if unknown.
-        stored: bytes to be kept beside the base; None if unknown.
-        told: must the row be told θ? Never is an `"inferred"` one, always a `"conditioned"` or `"inverse"` one.
-        off: of inferred values, the median distance from the truth by parameter, in its unit; of a Categorical the
-            share that was wrong.
-        abstained: the share of inferred values that were abstained from.
-        cost: time of a call with one θ for the batch, relative to the frozen network's; weights that depend on θ were
-            made before. None if not measured.
-        cost_each: the same with another θ for each image; None if not measured or not possible.
-    """
-
-    name: str
-    role: Role
-    values: tuple[float, ...]
-    clean: float
-    standard_error: float
-    trainable: int | None = None
-    seconds: float | None = None
-    stored: int | None = None
-    told: bool = False
-    off: Mapping[str, float] | None = None
-    abstained: float | None = None
-    cost: float | None = dataclasses.field(default=None, compare=False)
-    cost_each: float | None = dataclasses.field(default=None, compare=False)
-
-    @property
-    def mean(self) -> float:
-        """Over the grid."""
-        return math.fsum(self.values) / len(self.values)
-
-    @property
-    def worst(self) -> float:
-        """The lowest value on the grid."""
-        return min(self.values)
-
-    @property
-    def worst_at(self) -> int:
-        """The first setting at which it is reached, as an index into the grid."""
-        return self.values.index(self.worst)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    r"""What [`evaluate`][weightmorph.evaluate] found, as plain data.
-
-    Two evaluations are equal if they agree in all that is repeatable; times and `about` are not compared.
+    [`evaluate`][weightmorph.evaluate] gives one. Two evaluations are equal if they agree in all that is repeatable;
+    times and `about` are not compared.
 
     Attributes:
         parameters: the space's `config()`.
@@ -93,12 +38,12 @@ class Evaluation:
         seed: of the random numbers that the input transform drew.
         errors: the standard error of the difference of two rows' means, paired image by image; by row and column.
             Empty if unknown: the rows are then taken to be independent.
-        about: how it was made: versions, device, threads, date …
+        about: versions, device, threads, date, and how the network was conditioned.
 
     Example:
+        >>> from weightmorph import Angle
         >>> ours = Row("conditioned", "conditioned", (0.98, 0.96), 0.99, 0.002, trainable=2916)
         >>> frozen = Row("frozen", "frozen", (0.99, 0.21), 0.99, 0.004, trainable=0)
-        >>> from weightmorph import Angle
         >>> space = ParameterSpace({"angle": Angle("deg")})
         >>> found = Evaluation(space.config(), {"angle": (0.0, 90.0)}, (ours, frozen), images=1000)
         >>> print(found.table())  # doctest: +NORMALIZE_WHITESPACE
@@ -113,45 +58,6 @@ class Evaluation:
         trainable numbers.
     """
 
-    parameters: Mapping[str, Mapping[str, Any]]
-    grid: Mapping[str, tuple[float, ...]]
-    rows: tuple[Row, ...]
-    absent: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    metric: str = "accuracy"
-    images: int = 0
-    seed: int = 0
-    errors: tuple[tuple[float, ...], ...] = ()
-    about: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
-
-    def __getitem__(self, name: str) -> Row:
-        for row in self.rows:
-            if row.name == name:
-                return row
-        names = [row.name for row in self.rows]
-        reason = f"; it is absent: {self.absent[name]}" if name in self.absent else near(name, names)
-        raise KeyError(f"no row {name!r} among {', '.join(names)}{reason}")
-
-    @property
-    def ours(self) -> Row:
-        """The conditioned network's row."""
-        return next(row for row in self.rows if row.role == "conditioned")
-
-    @property
-    def space(self) -> ParameterSpace:
-        """The parameters, made again."""
-        return ParameterSpace.from_config(self.parameters)
-
-    @property
-    def settings(self) -> tuple[dict[str, float], ...]:
-        """The grid's settings one by one."""
-        return tuple(dict(zip(self.grid, values, strict=True)) for values in zip(*self.grid.values(), strict=True))
-
-    def noise(self, one: Row, other: Row) -> float:
-        """Two standard errors of the difference of two rows' means."""
-        if self.errors:
-            return 2 * self.errors[self.rows.index(one)][self.rows.index(other)]
-        return 2 * math.hypot(one.standard_error, other.standard_error)
-
     @property
     def preferred(self) -> Row:
         """The alternative to prefer, by the rule of [`preferred`][weightmorph.evaluation.preferred]."""
@@ -161,34 +67,9 @@ class Evaluation:
     def advice(self) -> str:
         """Which alternative to prefer here, by that rule, and why: one plain sentence.
 
-        One more, if θ was inferred as well: what to prefer where nobody knows it.
+        If θ was inferred as well, a second sentence says what to prefer where nobody knows it.
         """
-        return " ".join(filter(None, (sentence(self), untold(self))))
-
-    def text(self, value: float, *, spread: bool = False, unit: bool = True) -> str:
-        """A value of the metric as text: an accuracy in per cent, a `spread` of it in points, anything else as it is.
-
-        Example:
-            >>> Evaluation({}, {}, (), images=1000).text(0.9844)
-            '98.4 %'
-        """
-        if self.metric != "accuracy":
-            return f"{value:.{2 if spread else 4}g}"
-        digits = f"{100 * value:.{1 if self.images < 5000 else 2}f}"
-        if spread and not float(digits):
-            digits = f"{100 * value:.1g}"
-        return f"{digits} {'points' if spread else '%'}" if unit else digits
-
-    def at(self, index: int) -> str:
-        """A setting of the grid as text.
-
-        Example:
-            >>> from weightmorph import Angle
-            >>> space = ParameterSpace({"angle": Angle("deg")})
-            >>> Evaluation(space.config(), {"angle": (0.0, 90.0)}, ()).at(1)
-            '90°'
-        """
-        return setting_text(self.space, self.settings[index])
+        return " ".join(filter(None, (sentence(self), unknown_theta(self))))
 
     def cells(self) -> tuple[tuple[str, ...], ...]:
         """The table's heading and rows, as text."""
@@ -196,46 +77,46 @@ class Evaluation:
         stored = any(row.stored is not None for row in self.rows)
         if stored:
             head.insert(5, "stored")
-        body = []
-        for row in self.rows:
-            mean = f"{self.text(row.mean, unit=False)} ± {self.text(row.standard_error, spread=True, unit=False)}"
-            line = [
-                row.name,
-                f"{mean} %" if self.metric == "accuracy" else mean,
-                f"{self.text(row.worst)} at {self.at(row.worst_at)}",
-                self.text(row.clean),
-                "–" if row.trainable is None else f"{row.trainable:,}",
-                "–" if row.seconds is None else f"{row.seconds:,.{1 if 0 < row.seconds < 10 else 0}f} s",
-                "–" if row.cost is None else f"{row.cost:.2f}×",
-                "–" if row.cost_each is None else f"{row.cost_each:.2f}×",
-            ]
-            if stored:
-                line.insert(5, "–" if row.stored is None else _bytes(row.stored))
-            body.append(tuple(line))
-        return (tuple(head), *body)
+        return (tuple(head), *(self._cells(row, stored) for row in self.rows))
+
+    def _cells(self, row: Row, stored: bool) -> tuple[str, ...]:
+        mean = f"{self.text(row.mean, unit=False)} ± {self.text(row.standard_error, spread=True, unit=False)}"
+        cells = [
+            row.name,
+            f"{mean} %" if self.metric == "accuracy" else mean,
+            f"{self.text(row.worst)} at {self.at(row.worst_at)}",
+            self.text(row.clean),
+            "–" if row.trainable is None else f"{row.trainable:,}",
+            "–" if row.seconds is None else f"{row.seconds:,.{1 if 0 < row.seconds < 10 else 0}f} s",
+            "–" if row.cost is None else f"{row.cost:.2f}×",
+            "–" if row.cost_each is None else f"{row.cost_each:.2f}×",
+        ]
+        if stored:
+            cells.insert(5, "–" if row.stored is None else _bytes(row.stored))
+        return tuple(cells)
 
     def remarks(self) -> tuple[str, ...]:
-        """What the table has to be read with."""
+        """Lines below the table: the data, absent rows, and how far inferred values were from the truth."""
         timed = "; time relative to the frozen network" if any(row.cost is not None for row in self.rows) else ""
         first = (
             f"{self.metric} on {self.images:,} images at {len(self.settings):,} settings of {listing(self.grid)}; "
             f"± one standard error{timed}"
         )
-        gone = [f"{name} is absent: {reason}" for name, reason in self.absent.items()]
-        return first, *gone, *(self._told(row) for row in self.rows if row.off is not None)
+        absent = [f"{name} is absent: {reason}" for name, reason in self.absent.items()]
+        return first, *absent, *(self._estimates(row) for row in self.rows if row.off is not None)
 
-    def _told(self, row: Row) -> str:
-        """How good the estimates of a row were."""
-        away = []
+    def _estimates(self, row: Row) -> str:
+        """How far a row's estimates of θ were from the truth."""
+        parts = []
         for name, value in (row.off or {}).items():
             parameter = self.space[name]
-            if isinstance(parameter, Categorical):
-                away.append(f"{name} wrong for {100 * value:.1f} %")
+            if parameter.discrete:
+                parts.append(f"{name} wrong for {100 * value:.1f} %")
             else:
-                rounded = {name: float(f"{value:.2g}")}
-                away.append(f"{name} off by {setting_text({name: parameter}, rounded)} in the median")
-        left = f", {100 * row.abstained:.1f} % abstained from" if row.abstained is not None else ""
-        return f"{row.name}: {listing(away)}{left}"
+                rounded = float(f"{value:.2g}")
+                parts.append(f"{name} off by {parameter.format(rounded)} in the median")
+        abstained = f", {100 * row.abstained:.1f} % abstained from" if row.abstained is not None else ""
+        return f"{row.name}: {listing(parts)}{abstained}"
 
     def table(self) -> str:
         """The rows as aligned text."""
@@ -259,7 +140,7 @@ class Evaluation:
         return "\n".join([*lines, "", *(f"{remark}." for remark in self.remarks())])
 
     def to_json(self) -> str:
-        """Everything as JSON text, from which [`from_json`][weightmorph.Evaluation.from_json] makes it again.
+        """Everything as JSON text, which [`from_json`][weightmorph.Evaluation.from_json] reads.
 
         Example:
             >>> found = Evaluation({}, {"angle": (0.0,)}, (Row("frozen", "frozen", (1.0,), 1.0, 0.0),))
@@ -267,20 +148,23 @@ class Evaluation:
             True
         """
         entries = {"format": FORMAT} | dataclasses.asdict(self)
+        entries["rows"] = [{NAMES.get(key, key): value for key, value in row.items()} for row in entries["rows"]]
         return json.dumps(entries, indent=1, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Evaluation:
-        """The way back.
+        """Read the text that `to_json` gives.
 
         Raises:
             CheckpointError: if the text is not that of an evaluation.
         """
+        fields = {saved: name for name, saved in NAMES.items()}
         try:
             entries = json.loads(text)
             if entries.pop("format") != FORMAT:
                 raise KeyError("format")
-            entries["rows"] = tuple(Row(**row | {"values": tuple(row["values"])}) for row in entries["rows"])
+            rows = [{fields.get(key, key): value for key, value in row.items()} for row in entries["rows"]]
+            entries["rows"] = tuple(Row(**row | {"values": tuple(row["values"])}) for row in rows)
             entries["grid"] = {name: tuple(values) for name, values in entries["grid"].items()}
             entries["errors"] = tuple(map(tuple, entries["errors"]))
             return cls(**entries)
@@ -290,12 +174,12 @@ class Evaluation:
             ) from error
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write `to_json()` to a file, whole or not at all."""
+        """Write `to_json()` to a file, atomically."""
         return write_atomically(path, self.to_json().encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Evaluation:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
             CheckpointError: if the file does not hold an evaluation.
@@ -303,8 +187,12 @@ class Evaluation:
         return cls.from_json(Path(path).read_text("utf-8"))
 
 
+NAMES = {"needs_theta": "told"}  # a name in saved files
+"""Fields of a row that have another name in a saved evaluation."""
+
+
 def _bytes(number: int) -> str:
-    """A size as a reader wants it.
+    """A size in bytes as text.
 
     Example:
         >>> _bytes(0), _bytes(1561640)
@@ -316,32 +204,12 @@ def _bytes(number: int) -> str:
     return f"{number} B" if number else "0"
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
-    """Write a file beside its place and rename it there, so that nobody ever sees half of it.
-
-    Folders on the way are made.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced(path) as beside:
-        beside.write_bytes(content)
-    return path
-
-
 def setting_text(space: Mapping[str, Parameter], theta: Mapping[str, float]) -> str:
-    """Values of θ as a reader wants them: `30°`, `2.5 px`, `night`; with several parameters, after their names.
+    """A setting as text, like [`ParameterSpace.format`][weightmorph.ParameterSpace.format].
 
     Example:
         >>> from weightmorph import Angle
         >>> setting_text({"angle": Angle("deg")}, {"angle": 30.0})
         '30°'
     """
-
-    def one(parameter: Parameter, value: float) -> str:
-        if isinstance(parameter, Categorical):
-            return parameter.names[round(value)]
-        unit = parameter.unit
-        return f"{value:.4g}{'°' if unit == 'deg' else f' {unit}' if unit else ''}"
-
-    texts = {name: one(space[name], value) for name, value in theta.items()}
-    return ", ".join(texts.values() if len(texts) == 1 else (f"{name} {text}" for name, text in texts.items()))
+    return ParameterSpace(space).format(theta)

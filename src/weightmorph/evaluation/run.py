@@ -1,28 +1,30 @@
-"""Running every alternative over the grid."""
+"""`evaluate`: the scores of every alternative over a grid of θ."""
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
 from ..errors import InputError
 from ..inputs import InputTransform
+from ..io import plain
 from ..model import Conditioned
+from ..modes import eval_mode
 from ..parameters import ParameterSpace, Value
 from ..storage import versions
-from .contenders import BASELINES, Contender, check_transform, entries, inferring, told_wrong
+from .contenders import Contender
 from .data import batches
+from .entries import BASELINES, Entry, check_transform, entries, inferred_entries, offset_entries
+from .figures import Row
 from .metric import Metric, accuracy
-from .passes import Passes, evaluating
-from .result import Evaluation, Row
+from .passes import Array, Costs, Passes, Scores
+from .result import Evaluation
 
 __all__ = ["evaluate"]
 
@@ -56,15 +58,15 @@ def evaluate(
     | `frozen` | $s(f(T_\theta(x);\ W),\ y)$ |
     | `inverse` | $s(f(T_\theta^{-1}(T_\theta(x));\ W),\ y)$; absent, with the reason, where no inverse exists |
     | each of `others` | $s(h(T_\theta(x)),\ y)$ |
-    | for each of `offsets`, δ | the mean of $s(f(T_\theta(x);\ W(\theta \pm \delta)),\ y)$: θ was told wrong |
-    | each of `inferred` | $s(f(T_\theta(x);\ W(\hat\theta(T_\theta(x)))),\ y)$: nobody told θ |
+    | for each of `offsets`, δ | the mean of $s(f(T_\theta(x);\ W(\theta \pm \delta)),\ y)$: θ is wrong |
+    | each of `inferred` | $s(f(T_\theta(x);\ W(\hat\theta(T_\theta(x)))),\ y)$: θ is estimated |
 
     The clean value is that of the untransformed images at the anchor, where the conditioned network is the frozen one.
-    **The images must be ones that neither the base nor anything else here was trained on.** A network has the images it
-    saw by heart, and what it says of them upright flatters the frozen and the inverse row most.
+    **The images must be ones that neither the base nor anything else here was trained on.** A network remembers its
+    training images as they were, which favours the frozen and the inverse row most.
 
-    Nothing is changed: no gradient is recorded, training flags are as they were, and torch's global random numbers are
-    not drawn (unless your loader does). The figures, apart from times, are repeatable.
+    Nothing is changed: no gradient is recorded, training flags are restored, and torch's global random numbers are not
+    drawn (unless your loader does). The figures, apart from times, are repeatable.
 
     Args:
         model: the conditioned network; as a [`Contender`][weightmorph.evaluation.Contender] if the seconds of its
@@ -78,10 +80,10 @@ def evaluate(
             `(B,)`; higher is better, so give an error its minus sign.
         others: further finished networks by name, such as one fine-tuned on transformed data.
         baselines: which of `"frozen"` and `"inverse"` to run.
-        offsets: name to one or more distances in the parameter's unit by which θ is told wrong, kept within its range:
-            `{"angle": [5, 10, 20]}`.
+        offsets: name to one or more distances, in the parameter's unit, by which the network is given a wrong θ,
+            clamped to its range: `{"angle": [5, 10, 20]}`.
         inferred: `"image"`, a number of images that share one θ, or several of these: rows in which θ is found by
-            [`infer`][weightmorph.infer]. They also tell how far its estimates were from the truth.
+            [`infer`][weightmorph.infer]. They also show how far its estimates were from the truth.
         infer_options: further arguments of `infer`, e.g. `{"method": "head"}`.
         batch_size: of images in a call, where `data` is not a loader.
         seed: of the transform's random numbers, if it draws any; they start anew at each setting, so that settings can
@@ -114,62 +116,58 @@ def evaluate(
     check_transform(space, input_transform)
     points = _points(space, grid)
     listed, absent = entries(ours, conditioned, input_transform, others or {}, baselines)
-    listed += told_wrong(ours, space, offsets or {})
-    listed += inferring(ours, conditioned, inferred, infer_options or {})
+    listed += offset_entries(ours, space, offsets or {})
+    listed += inferred_entries(ours, conditioned, inferred, infer_options or {})
     score = accuracy if metric == "accuracy" else metric
     if not callable(score):
         raise InputError(f"metric: expected 'accuracy' or a function (output, target) -> scores (B,), got {metric!r}")
-    passes = Passes(listed, batches(data, batch_size), input_transform, score, conditioned.view.device, seed)
-
-    with torch.no_grad(), evaluating([entry.contender.module for entry in listed if entry.role == "other"]):
-        clean = passes.run(space.anchor, transformed=False)
-        for entry in listed:
-            if entry.errors is not None:
-                entry.errors.clear()  # those of the clean images are not on the grid
-        values: list[list[float]] = [[] for _ in listed]
-        totals = np.zeros((len(listed), passes.images))
-        for theta in points:
-            for number, scores in enumerate(passes.run(theta)):
-                values[number].append(math.fsum(scores) / passes.images)
-                totals[number] += scores
-        per_image = totals / len(points)
-        known = [None if entry.errors is None else (entry.errors.typical, entry.errors.share) for entry in listed]
-        costs = passes.costs(points[len(points) // 2], space, rounds) if rounds else [(None, None)] * len(listed)
-
-    rows = tuple(
-        Row(
-            name=entry.name,
-            role=entry.role,
-            values=tuple(curve),
-            clean=math.fsum(at_anchor) / passes.images,
-            standard_error=_standard_error(image),
-            trainable=entry.contender.trained,
-            seconds=entry.contender.seconds,
-            stored=entry.contender.stored,
-            told=entry.role in ("conditioned", "inverse", "offset") or (entry.role == "other" and entry.contender.told),
-            off=None if errors is None else errors[0],
-            abstained=None if errors is None else errors[1],
-            cost=cost,
-            cost_each=cost_each,
-        )
-        for entry, curve, at_anchor, image, errors, (cost, cost_each) in zip(
-            listed, values, clean, per_image, known, costs, strict=True
-        )
-    )
+    passes = Passes(listed, batches(data, batch_size), input_transform, score, conditioned.device, seed)
+    with torch.no_grad(), eval_mode(*(entry.contender.module for entry in listed if entry.role == "other")):
+        scores = passes.over(points, space.anchor)
+        costs = passes.costs(points[len(points) // 2], space, rounds)
     return Evaluation(
-        parameters=json.loads(json.dumps(space.config())),
+        parameters=plain(space.config()),
         grid={name: tuple(point[name] for point in points) for name in space},
-        rows=rows,
+        rows=_rows(listed, scores, costs),
         absent=absent,
-        metric="accuracy" if metric == "accuracy" else getattr(metric, "__name__", type(metric).__name__),
+        metric="accuracy" if metric == "accuracy" else _metric_name(metric),
         images=passes.images,
         seed=seed,
-        errors=tuple(tuple(_standard_error(one - other) for other in per_image) for one in per_image),
+        errors=tuple(tuple(_standard_error(one - other) for other in scores.per_image) for one in scores.per_image),
         about=_about(conditioned, input_transform),
     )
 
 
-def _standard_error(scores: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+def _rows(listed: Sequence[Entry], scores: Scores, costs: Sequence[Costs]) -> tuple[Row, ...]:
+    return tuple(
+        Row(
+            name=entry.name,
+            role=entry.role,
+            values=tuple(values),
+            clean=clean,
+            standard_error=_standard_error(per_image),
+            trainable=entry.contender.trained,
+            seconds=entry.contender.seconds,
+            stored=entry.contender.stored,
+            needs_theta=entry.needs_theta,
+            off=None if entry.errors is None else entry.errors.typical,
+            abstained=None if entry.errors is None else entry.errors.abstained,
+            cost=cost,
+            cost_each=cost_each,
+        )
+        for entry, values, clean, per_image, (cost, cost_each) in zip(
+            listed, scores.values, scores.clean, scores.per_image, costs, strict=True
+        )
+    )
+
+
+def _metric_name(metric: Metric) -> str:
+    """The function's name; a lambda has none that a reader could use."""
+    name = str(getattr(metric, "__name__", type(metric).__name__))
+    return "metric" if name == "<lambda>" else name
+
+
+def _standard_error(scores: Array) -> float:
     return float(scores.std(ddof=1) / math.sqrt(len(scores)))
 
 
@@ -179,23 +177,21 @@ def _points(space: ParameterSpace, grid: int | Mapping[str, Value] | None) -> li
         grid = DEFAULT_GRID[min(len(space), len(DEFAULT_GRID)) - 1]
     if isinstance(grid, bool) or (isinstance(grid, int) and grid < 1):
         raise InputError(f"grid: expected a positive number of values, or the settings, got {grid!r}")
-    theta = space.grid(grid) if isinstance(grid, int) else space.prepare(grid, dtype=torch.float64)
-    columns = {name: torch.atleast_1d(values).tolist() for name, values in theta.items()}
-    points = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    points = space.settings(grid)
     if not points:
         raise InputError("grid: expected at least one setting, got none")
     return points
 
 
 def _about(model: Conditioned, transform: InputTransform) -> dict[str, str]:
-    """How it was made."""
+    """The circumstances of the evaluation: versions, machine, base and transforms."""
     return {
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         **versions(),
         "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {model.view.device.type}",
+        "machine": f"{platform.system()} {platform.machine()}, {model.device.type}",
         "threads": str(torch.get_num_threads()),
-        "base": f"{model.view.classes[0].__name__}, {model.view.total:,} frozen numbers",
+        "base": f"{model.spec.network}, {sum(p.numel() for p in model.frozen().parameters()):,} frozen numbers",
         "weight transform": " + ".join(part["type"] for part in model.recipe.get("parts", [model.recipe])),
         "input transform": repr(transform),
     }

@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import BatchSizeError, ConditioningWarning, MemoryLimitError
 from ..terms import WeightExpression
-from .desk import Desk
+from .plans import MeasuredPlans
 
-__all__ = ["DEFAULT_MEMORY_LIMIT", "Batch", "NormAffine", "expand", "per_channel"]
+__all__ = ["DEFAULT_MEMORY_LIMIT", "Batch", "ForcedRoute", "NormAffine", "expand", "vector_values"]
 
 DEFAULT_MEMORY_LIMIT = 4 * 2**30
 """Bytes that the dense per-sample weights of one layer may take, unless a model says otherwise."""
 
-
 NormAffine = tuple[Tensor, Tensor, Tensor]
 """A norm layer's running mean, by which it is known, and its multiply and add per sample and channel, `(B, C)`."""
+
+ForcedRoute = Literal["factored", "grouped", "product", "by setting", "constant"]
+"""A route to take wherever it exists. `"constant"` is the factored route, and an error where it does not exist."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """A batch of `size` samples, each with its own θ.
 
-    `rows`, where few settings are distinct, holds one index tensor per setting: the samples that have it. The
-    expressions then have one row per *setting*; `index` leads from samples to settings, and `inverse` puts outputs that
-    were computed setting by setting back in order. `probed`: the base was seen to keep the batch first.
+    Attributes:
+        size: B.
+        index: where few settings are distinct, each sample's setting `(B,)`; expressions then have one row per setting.
+        rows: one index tensor per setting: the samples that have it.
+        inverse: the order that puts outputs computed setting by setting back.
+        memory_limit: bytes that one layer's dense per-sample weights may take.
+        probed: was the base seen to keep the batch first?
+        plans: routes that were measured before.
+        observer: an `Observer` of [`weightmorph.execution.routes`][], which carries out every step; None for nobody.
+        norms: by layer, the affine map that `prepare_norms` computed.
+        route: a route to take wherever it exists; None leaves the choice to the planner.
     """
 
     size: int
@@ -38,17 +49,19 @@ class Batch:
     inverse: Tensor | None = None
     memory_limit: int = DEFAULT_MEMORY_LIMIT
     probed: bool = False
-    desk: Desk = field(default_factory=Desk)
+    plans: MeasuredPlans = field(default_factory=MeasuredPlans)
+    observer: Callable[[Any], Tensor] | None = None
     norms: Mapping[str, NormAffine] = field(default_factory=dict)
+    route: ForcedRoute | None = None
 
-    def bucketed(self, index: Tensor, settings: int) -> Batch:
-        """From `index (B,)`, the setting of each sample, to the samples of each setting."""
+    def by_setting(self, index: Tensor, settings: int) -> Batch:
+        """The same batch with few settings, from `index (B,)`, the setting of each sample."""
         order = torch.argsort(index, stable=True)
         rows = torch.split(order, torch.bincount(index, minlength=settings).tolist())
         return replace(self, index=index, rows=tuple(rows), inverse=torch.argsort(order))
 
     def restore(self, parts: Sequence[Tensor]) -> Tensor:
-        """Outputs setting by setting, back in the order of the samples."""
+        """Outputs computed setting by setting, back in the order of the samples."""
         assert self.inverse is not None
         return torch.cat(list(parts)).index_select(0, self.inverse)
 
@@ -64,7 +77,7 @@ class Batch:
         if not self.probed and dims is None and x.dim() == 3 and x.shape[1] == self.size:
             warnings.warn(
                 f"{where}: cannot tell whether the first axis or the second of an input of shape {tuple(x.shape)} is "
-                "the batch; taking the first. Pass example= to condition(), and it is found out once",
+                "the batch; taking the first. Pass example= to condition(), which then finds it out once",
                 ConditioningWarning,
                 stacklevel=2,
             )
@@ -88,6 +101,6 @@ def expand(batch: Batch, expression: WeightExpression) -> WeightExpression:
     return expression if batch.index is None or not expression.batch else expression.take(batch.index)
 
 
-def per_channel(value: Tensor, like: Tensor) -> Tensor:
-    """`(B, C)` shaped and typed to multiply or be added to `like (B, C, …)`."""
-    return value.to(like.dtype).reshape(*value.shape, *(1,) * (like.dim() - 2))
+def vector_values(batch: Batch, operand: Tensor | WeightExpression) -> Tensor:
+    """A vector-like weight as `(B, *S)`, or `(*S)` where it does not depend on θ."""
+    return expand(batch, operand).dense() if isinstance(operand, WeightExpression) else operand

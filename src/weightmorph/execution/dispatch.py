@@ -1,75 +1,121 @@
-"""What stands at `layer.weight` while a conditioned model runs, and the one place where a function meets it."""
+"""The weight proxy, which stands at `layer.weight` while a model runs, and the one place where a function meets it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ExecutionError
-from ..layers.convolution import widened
+from ..layers import with_room
 from ..slots import Slot
-from ..terms import WeightExpression, Whole
-from . import convolution, fallback, linear, norm
+from ..terms import Replacement, WeightExpression
+from . import fallback
 from .batch import Batch
-from .making import make
+from .handlers import HANDLERS, WIDENED
 
-__all__ = ["Scope", "StandIn", "call"]
+__all__ = ["CallContext", "CurrentCall", "LazyWeights", "WeightProxy", "call"]
 
-HANDLERS: dict[Any, Callable[..., Tensor]] = {**convolution.HANDLERS, **linear.HANDLERS, **norm.HANDLERS}
-"""Functions whose per-sample form is known: `(batch, where, …the function's own arguments…) -> Tensor`."""
+Weight = Tensor | WeightExpression
+"""W(θ): a tensor if θ is shared, an expression with one row per sample or setting otherwise."""
 
 METADATA = frozenset(
     "shape dtype device ndim size dim numel nelement is_floating_point is_complex stride layout is_cuda is_contiguous "
     "element_size itemsize is_sparse is_quantized is_meta requires_grad".split()
 )
-"""What a stand-in answers from the frozen tensor."""
+"""Attributes of a proxy that are those of the frozen tensor."""
 
 
-class Scope:
-    """One call of a conditioned model: the weights that were made for it, and how to make them again.
+class LazyWeights(Mapping[str, Weight]):
+    """W(θ) of every slot for one call, materialised where a function reads it.
 
-    It outlives the call, for a checkpointed block is recomputed during backward, perhaps on another thread.
+    As a mapping it gives each weight as the call made it. [`read`][weightmorph.execution.LazyWeights.read] is what a
+    proxy calls, and differs in two cases:
+
+    * A shared weight may be here as an expression. It is materialised at the read and not kept, because one function
+      reads it.
+    * Reentrant checkpointing runs a block of the base without gradients first, and again with gradients during the
+      backward pass. The backward of the first recomputed block frees the graph of whatever weights it reads. So a
+      weight that is read without gradients, in a call that has them, is rebuilt from the transform's parameters, now
+      and at all later reads.
+
+    The names of the second case are the only part of a call that changes while the base runs. They must be noted: when
+    a block is recomputed, gradients are enabled as in a block that runs once, and only the earlier read without
+    gradients tells the two apart. (That the backward pass is running does not: non-reentrant checkpointing recomputes
+    in it too, and needs the call's own weights.)
+
+    Args:
+        weights: by slot name, as made for the call.
+        rebuild: makes one slot's weight again, from the transform's parameters.
+        grad: were gradients enabled when the call began?
     """
 
-    def __init__(self) -> None:
-        self.batch: Batch | None = None
-        self.made: dict[str, Tensor | WeightExpression] = {}
-        self.remake: Callable[[str], Tensor | WeightExpression] | None = None
-        self.grad = False
-        # Weights that one function reads: made when it does, and let go of.
-        self.once: frozenset[str] = frozenset()
-        # A shared θ on so small an input that it runs as one θ per sample: the batch of those layers.
-        self.spread: Batch | None = None
+    def __init__(self, weights: Mapping[str, Weight], rebuild: Callable[[str], Weight], grad: bool) -> None:
+        self._weights, self._rebuild, self._grad = weights, rebuild, grad
+        self._checkpointed: set[str] = set()
+
+    def read(self, name: str) -> Weight:
+        """The weight as a function gets it: a tensor, or an expression with one row per sample or setting."""
+        if name in self._checkpointed or (self._grad and not torch.is_grad_enabled()):
+            self._checkpointed.add(name)
+            return self._rebuild(name)
+        weight = self._weights[name]
+        return weight.materialise() if isinstance(weight, WeightExpression) and not weight.batch else weight
+
+    def __getitem__(self, name: str) -> Weight:
+        return self._weights[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
 
 
-class StandIn:
-    """Answers for a tensor of the base. A plain object on purpose: a Tensor subclass would silently fall back to the
-    frozen weight in any function it does not handle.
+@dataclass(frozen=True)
+class CallContext:
+    """What the proxies of one call share. It outlives the call if a checkpointed block is recomputed.
+
+    Attributes:
+        weights: W(θ) by slot name.
+        batch: of a call with one θ per sample; None where θ is shared.
+        shared_batch: of a call with a shared θ, for the layers that apply it to their activations.
     """
 
-    def __init__(self, scope: Scope, slot: Slot, base: Tensor) -> None:
-        self.scope, self.slot, self.base = scope, slot, base
-        self.local = False
+    weights: LazyWeights
+    batch: Batch | None = None
+    shared_batch: Batch | None = None
 
-    def operand(self) -> Tensor | WeightExpression:
-        """W(θ): a tensor if θ is shared, an expression if there is one per sample."""
-        scope = self.scope
-        if self.local or (scope.grad and not torch.is_grad_enabled()):
-            # Reentrant checkpointing: the block runs first without gradients and is recomputed with them. Weights
-            # made outside it would belong to a graph that the first segment's backward frees, so both runs make
-            # their own, from leaves.
-            self.local = True
-            assert scope.remake is not None
-            return scope.remake(self.slot.name)
-        made = scope.made[self.slot.name]
-        if isinstance(made, WeightExpression) and not made.batch:
-            made = make(made)
-            if self.slot.name not in scope.once:
-                scope.made[self.slot.name] = made
-        return made
+
+class CurrentCall:
+    """The call that some proxies answer for.
+
+    In eager mode every call has proxies of its own, and this never changes. A traced base has proxies for all calls,
+    so there `context` is set while a call is traced, and None in between.
+    """
+
+    def __init__(self, context: CallContext | None = None) -> None:
+        self.context = context
+
+
+class WeightProxy:
+    """Stands in for a tensor of the base, and hands W(θ) to the function that reads it.
+
+    It is a plain object on purpose: a Tensor subclass would silently fall back to the frozen weight in any function it
+    does not handle.
+    """
+
+    def __init__(self, current: CurrentCall, slot: Slot, frozen: Tensor) -> None:
+        self.current, self.slot, self.frozen = current, slot, frozen
+
+    def operand(self) -> Weight:
+        """W(θ), as a function gets it."""
+        context = self.current.context
+        assert context is not None, "no call is running"
+        return context.weights.read(self.slot.name)
 
     @classmethod
     def __torch_function__(
@@ -79,7 +125,7 @@ class StandIn:
 
     def __getattr__(self, name: str) -> Any:
         if name in METADATA:
-            return getattr(self.base, name)
+            return getattr(self.frozen, name)
         if name == "data":
             raise ExecutionError(
                 f"layer {self.slot.layer!r}: the base reads .data of a conditioned weight, which would cut its "
@@ -93,20 +139,20 @@ class StandIn:
         return lambda *args, **kwargs: call(member, (self, *args), kwargs)
 
     def __len__(self) -> int:
-        return len(self.base)
+        return len(self.frozen)
 
     def __repr__(self) -> str:
-        return f"<conditioned {self.slot.name} {tuple(self.base.shape)}>"
+        return f"<conditioned {self.slot.name} {tuple(self.frozen.shape)}>"
 
 
-class Derived(StandIn):
-    """The result of a function of weights alone, one value per sample: a standardised weight, say."""
+class DerivedProxy(WeightProxy):
+    """Stands in for a function of weights alone, with one value per sample: a standardised weight, for example."""
 
-    def __init__(self, source: StandIn, value: Tensor) -> None:
+    def __init__(self, source: WeightProxy, value: Tensor) -> None:
         slot = Slot.of(value.shape[1:], source.slot.name)
-        super().__init__(source.scope, slot, value[0])
-        # It may be consumed by any function, so no layout is claimed beyond the shape.
-        self.expression = WeightExpression(slot, self.base, (Whole(slot, self.base, value),))
+        super().__init__(source.current, slot, value[0])
+        # Any function may read it, so no layout is claimed beyond the shape.
+        self.expression = WeightExpression(slot, self.frozen, (Replacement(slot, self.frozen, value),))
 
     def operand(self) -> WeightExpression:
         return self.expression
@@ -115,7 +161,7 @@ class Derived(StandIn):
 def _operator(name: str) -> Callable[..., Any]:
     method = getattr(torch.Tensor, name)
 
-    def apply(self: StandIn, *args: Any) -> Any:
+    def apply(self: WeightProxy, *args: Any) -> Any:
         return call(method, (self, *args), {})
 
     return apply
@@ -126,11 +172,11 @@ for _name in (
     "__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __pow__ __rpow__ __matmul__ "
     "__rmatmul__ __neg__ __abs__ __getitem__ __float__ __int__ __bool__"
 ).split():
-    setattr(StandIn, _name, _operator(_name))
+    setattr(WeightProxy, _name, _operator(_name))
 
 
 def call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run `func`, some of whose arguments are stand-ins, with the weights they stand for.
+    """Run `func`, some of whose arguments are proxies, with the weights that they stand for.
 
     Args:
         func: a torch function or tensor method.
@@ -140,36 +186,55 @@ def call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     Raises:
         ExecutionError: if `func` cannot take one weight per sample (names layer and function).
     """
-    found: list[StandIn] = []
-    args = tuple([resolve(value, found) for value in args])
-    kwargs = {name: resolve(value, found) for name, value in kwargs.items()}
-    first = found[0]
-    batch = first.scope.batch
-    if batch is None and first.scope.spread is not None and any(isinstance(a, WeightExpression) for a in args):
-        batch = first.scope.spread
+    proxies: list[WeightProxy] = []
+    args = tuple([resolve(value, proxies) for value in args])
+    kwargs = {name: resolve(value, proxies) for name, value in kwargs.items()}
+    first = proxies[0]
+    context = first.current.context
+    assert context is not None, "no call is running"
+    batch = context.batch
     if batch is None:
-        return shared(func, args, kwargs, found)
+        batch = context.shared_batch
+        if batch is None or not any(isinstance(a, WeightExpression) for a in (*args, *kwargs.values())):
+            return shared(func, args, kwargs, proxies)
+        x = args[0] if args else kwargs.get("input")
+        rows = x.shape[0] if isinstance(x, Tensor) and x.dim() else 0
+        if rows != batch.size and batch.route != "constant":
+            # The network has picked some of the samples, or merged axes. The weight is the same for all of them.
+            args = tuple([one_for_all(value) for value in args])
+            return shared(func, args, {name: one_for_all(value) for name, value in kwargs.items()}, proxies)
     where = f"layer {first.slot.layer or first.slot.name!r}, function {getattr(func, '__name__', str(func))!r}"
     handler = HANDLERS.get(func)
     if handler is not None:
         return handler(batch, where, *args, **kwargs)
-    return fallback.call(batch, where, func, args, kwargs, lambda value: Derived(first, value))
+    return fallback.call(batch, where, func, args, kwargs, lambda value: DerivedProxy(first, value))
 
 
-def shared(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], found: list[StandIn]) -> Any:
-    """One weight for the batch: the function itself, with room for a kernel that has grown."""
-    grown = next((s for s in found if s.slot.growable), None)
-    if grown is not None and func in convolution.HANDLERS:
-        return func(**widened(func, args, kwargs, grown.slot))
+def one_for_all(value: Any) -> Any:
+    """A weight that has the same row for every sample, as one tensor; anything else as it is."""
+    if not isinstance(value, WeightExpression):
+        return value
+    first = torch.zeros(1, dtype=torch.long, device=value.base.device)
+    return value.take(first).materialise()[0]
+
+
+def shared(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], proxies: list[WeightProxy]) -> Any:
+    """The function itself, with one weight for the batch, and with padding for a kernel that has grown."""
+    grown = next((proxy for proxy in proxies if proxy.slot.growable), None)
+    if grown is not None and func in WIDENED:
+        return func(**with_room(func, args, kwargs, grown.slot))
     return func(*args, **kwargs)
 
 
-def resolve(value: Any, found: list[StandIn]) -> Any:
-    """An argument with what its stand-ins stand for, also in lists and tuples; they are added to `found`, in order."""
-    if isinstance(value, StandIn):
-        found.append(value)
+def resolve(value: Any, proxies: list[WeightProxy]) -> Any:
+    """An argument with the weights that its proxies stand for, also in lists and tuples.
+
+    The proxies are added to `proxies`, in order.
+    """
+    if isinstance(value, WeightProxy):
+        proxies.append(value)
         return value.operand()
     kind = type(value)
     if (kind is tuple or kind is list) and value and type(value[0]) is not int:  # a stride, say
-        return kind([resolve(item, found) for item in value])
+        return kind([resolve(item, proxies) for item in value])
     return value

@@ -12,24 +12,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ExecutionError
+from ..layers import current, reshape_owned
 from ..slots import Slot
-from ..terms import Dense, RowScale, WeightExpression
-from .batch import Batch, NormAffine, expand, per_channel
-from .inplace import unviewed
+from ..terms import WeightExpression
+from .batch import Batch, NormAffine, vector_values
 
-__all__ = ["HANDLERS", "Norm", "prepared"]
+__all__ = ["HANDLERS", "Norm", "mixes_samples", "prepare_norms"]
 
 Operand = Tensor | WeightExpression | None
 
 
-def values(batch: Batch, operand: Tensor | WeightExpression) -> Tensor:
-    """A vector-like weight as `(B, *S)`, or `(*S)` where it does not depend on θ."""
-    return expand(batch, operand).dense() if isinstance(operand, WeightExpression) else operand
+def per_channel(value: Tensor, like: Tensor) -> Tensor:
+    """`(B, C)` shaped and typed to multiply or be added to `like (B, C, …)`."""
+    return value.to(like.dtype).reshape(*value.shape, *(1,) * (like.dim() - 2))
 
 
 def channels(batch: Batch, y: Tensor, weight: Operand, bias: Operand) -> Tensor:
     """`y * weight + bias`, the channels being axis 1."""
-    scale, shift = (None if v is None else values(batch, v) for v in (weight, bias))
+    scale, shift = (None if v is None else vector_values(batch, v) for v in (weight, bias))
     if scale is not None and shift is not None:
         return affine(y, scale, shift)
     scale, shift = (v if v is None or v.dim() == 2 else v.unsqueeze(0) for v in (scale, shift))
@@ -41,25 +41,21 @@ def _per_sample(batch: Batch, *operands: Operand) -> bool:
     return any(isinstance(o, WeightExpression) and o.batch for o in operands)
 
 
-FEW_PIXELS = 32
-"""With fewer pixels a channel, torch's batch norm takes longer than a multiply and an add."""
-
-
 def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """`x * scale + shift`, both `(B, C)` or `(C,)`, the channels being axis 1.
 
     It is what a batch norm does to one sample of B·C channels, in one pass over x, and in half the time a multiply and
-    an add take, forward and backward alike.
+    an add take, in the forward and in the backward pass.
     """
     scale, shift = (v if v.dim() == 2 else v.unsqueeze(0) for v in (scale, shift))
     size, width, *extents = x.shape
-    if torch.compiler.is_compiling() or not x.is_contiguous() or math.prod(extents) < FEW_PIXELS:
+    if torch.compiler.is_compiling() or not size or not x.is_contiguous() or math.prod(extents) < current().few_pixels:
         return (x * per_channel(scale, x)).add_(per_channel(shift, x))
     wide = torch.promote_types(x.dtype, torch.float32)  # what batch norm keeps its own in, also where x is shorter
     rows = [v.expand(size, width).reshape(-1).to(wide) for v in (scale, shift)]
     zero = rows[0].new_zeros(size * width)
     y = F.batch_norm(x.view(1, size * width, *extents), zero, torch.ones_like(zero), rows[0], rows[1], False, 0.0, 0.0)
-    return unviewed(y, x.shape)
+    return reshape_owned(y, x.shape)
 
 
 @dataclass(frozen=True)
@@ -89,41 +85,42 @@ class Norm:
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def mixes(kind: type, entries: Mapping[str, Any]) -> bool:
+def mixes_samples(kind: type, entries: Mapping[str, Any]) -> bool:
     """Do the samples of a batch see each other in a layer of that class and dictionary?"""
     return issubclass(kind, nn.modules.batchnorm._BatchNorm) and entries["_buffers"].get("running_mean") is None
 
 
-def prepared(
-    norms: Sequence[Norm], made: Mapping[str, Tensor | WeightExpression], index: Tensor | None
+def prepare_norms(
+    norms: Sequence[Norm], weights: Mapping[str, Tensor | WeightExpression], index: Tensor | None
 ) -> dict[str, NormAffine]:
     r"""The multiply and the add of all BatchNorm layers that merely scale and shift, in a handful of operations.
 
     $\alpha = \gamma (1 + s) / \sqrt{\sigma^2 + \epsilon}$ and $\beta + \delta - \mu\alpha$, all layers' channels in one
     row.
     """
-    rows: list[tuple[Norm, RowScale, Dense]] = []
+    rows: list[tuple[Norm, Tensor, Tensor, Tensor]] = []
     for norm in norms:
-        weight, bias = made[norm.weight], made[norm.bias]
+        weight, bias = weights[norm.weight], weights[norm.bias]
         if not isinstance(weight, WeightExpression) or not isinstance(bias, WeightExpression):
             continue
-        terms = (*weight.terms, *bias.terms)
-        if len(terms) == 2 and isinstance(terms[0], RowScale) and isinstance(terms[1], Dense):
-            rows.append((norm, terms[0], terms[1]))
-    if len(rows) < 2 or len({norm.entries["eps"] for norm, _, _ in rows}) > 1:
+        if len(weight.terms) == 1 == len(bias.terms):
+            scale, shift = weight.terms[0].scale, bias.terms[0].shift
+            if scale is not None and shift is not None:
+                rows.append((norm, weight.base, scale, shift))
+    if len(rows) < 2 or len({norm.entries["eps"] for norm, *_ in rows}) > 1:
         return {}
-    buffers = [norm.entries["_buffers"] for norm, _, _ in rows]
+    buffers = [norm.entries["_buffers"] for norm, *_ in rows]
     means = [b["running_mean"] for b in buffers]
     inverse = (torch.cat([b["running_var"] for b in buffers]) + rows[0][0].entries["eps"]).rsqrt()
-    frozen = torch.cat([scale.weight for _, scale, _ in rows]) * inverse
-    alpha = torch.addcmul(frozen, frozen, torch.cat([scale.gain for _, scale, _ in rows], -1))
-    biases = torch.cat([norm.entries["_parameters"]["bias"] for norm, _, _ in rows])
-    shift = torch.cat([add.delta for _, _, add in rows], -1).add_(biases).addcmul_(torch.cat(means), alpha, value=-1)
+    frozen = torch.cat([weight for _, weight, _, _ in rows]) * inverse
+    alpha = torch.addcmul(frozen, frozen, torch.cat([scale for _, _, scale, _ in rows], -1))
+    biases = torch.cat([norm.entries["_parameters"]["bias"] for norm, *_ in rows])
+    shift = torch.cat([shift for *_, shift in rows], -1).add_(biases).addcmul_(torch.cat(means), alpha, value=-1)
     if index is not None:
         alpha, shift = alpha.index_select(0, index), shift.index_select(0, index)
     sizes = [mean.shape[0] for mean in means]
     pieces = zip(rows, means, alpha.split(sizes, -1), shift.split(sizes, -1), strict=True)
-    return {norm.layer: (mean, a, b) for (norm, _, _), mean, a, b in pieces}
+    return {norm.layer: (mean, a, b) for (norm, *_), mean, a, b in pieces}
 
 
 def batch_norm(
@@ -153,9 +150,9 @@ def batch_norm(
         return channels(batch, y, weight, bias)
     # Statistics, scale and shift are one multiply and one add per channel, as in torch's own kernel.
     alpha = (running_var + eps).rsqrt()
-    alpha = alpha if weight is None else values(batch, weight) * alpha
+    alpha = alpha if weight is None else vector_values(batch, weight) * alpha
     shift = -running_mean * alpha
-    shift = shift if bias is None else values(batch, bias) + shift
+    shift = shift if bias is None else vector_values(batch, bias) + shift
     return affine(input, alpha, shift)
 
 
@@ -192,15 +189,15 @@ def group_norm(
 
 
 def _trailing(batch: Batch, y: Tensor, weight: Operand, bias: Operand) -> Tensor:
-    def laid(operand: Tensor | WeightExpression) -> Tensor:
-        value = values(batch, operand)
+    def shaped(operand: Tensor | WeightExpression) -> Tensor:
+        value = vector_values(batch, operand)
         dims = operand.base.dim() if isinstance(operand, WeightExpression) else operand.dim()
         if value.dim() == dims:
             return value.to(y.dtype)
         return value.to(y.dtype).reshape(batch.size, *(1,) * (y.dim() - 1 - dims), *value.shape[1:])
 
-    y = y if weight is None else y * laid(weight)
-    return y if bias is None else y + laid(bias)
+    y = y if weight is None else y * shaped(weight)
+    return y if bias is None else y + shaped(bias)
 
 
 def layer_norm(

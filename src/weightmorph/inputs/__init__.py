@@ -1,4 +1,4 @@
-r"""What the world does to the input: $T_\theta(x)$, batched, differentiable in θ and in x, one θ per sample if wanted.
+r"""Input transforms $T_\theta(x)$: batched, differentiable in θ and in x, with one θ for all images or one per image.
 
 An [`InputTransform`][weightmorph.inputs.InputTransform] holds a
 [`ParameterSpace`][weightmorph.ParameterSpace] and is called like the networks conditioned on it:
@@ -11,7 +11,7 @@ An [`InputTransform`][weightmorph.inputs.InputTransform] holds a
     >>> list(Compose([turn, Blur(high=2.0)]).parameters)
     ['angle', 'blur']
 
-Whatever the transform, at the anchor its output is its input, bit for bit.
+At the anchor the output of every transform is its input, bit for bit.
 """
 
 from .base import Compose, InputTransform, Inverse

@@ -22,22 +22,22 @@ __all__ = ["Compose", "InputTransform", "Inverse"]
 class InputTransform(ABC):
     r"""What a parameter does to an image: $T_\theta(x)$.
 
-    Calling it checks and prepares θ, applies the formula, and makes the output at the anchor the input itself:
+    A call checks and prepares θ, applies the formula, and replaces the output at the anchor by the input itself:
 
     $$T_{\theta_0}(x) = x \quad\text{bit for bit, for each sample on its own, derivatives included}$$
 
     Parameters whose anchor is not the neutral value act relative to it: a `Rotate` anchored at 30° turns by
-    $\theta - 30°$, for the images at hand are taken to be those seen at the anchor. This is how
-    [`ParameterSpace.plane`][weightmorph.ParameterSpace.plane] reads them too.
+    $\theta - 30°$, because the given images count as seen at the anchor.
+    [`ParameterSpace.plane`][weightmorph.ParameterSpace.plane] reads them in the same way.
 
-    A new transform hands its parameters to `super().__init__` and gives `apply`; one that can be undone also gives
-    `undo` and sets `invertible`; one that moves things gives `position_map`.
+    A transform of your own hands its parameters to `super().__init__` and implements `apply`. If it can be undone, it
+    also implements `undo` and sets `invertible`; if it moves things, it also implements `position_map`.
 
     Args:
         parameters: what the transform depends on.
 
     Raises:
-        ParameterError: if a parameter is called `generator`, which the call keeps for itself.
+        ParameterError: if a parameter is called `generator`, which is an argument of the call.
 
     Example:
         >>> class Gamma(InputTransform):
@@ -59,19 +59,19 @@ class InputTransform(ABC):
             )
         self.parameters = parameters
 
-    # `generator` is Any, and checked below, for with a narrower type no type checker takes `transform(x, **theta)`.
+    # `generator` is Any and checked below: with a narrower type, type checkers refuse `transform(x, **theta)`.
     def __call__(self, x: Tensor, /, *, generator: Any = None, **theta: Value) -> Tensor:
         """The transformed images.
 
         Args:
             x: floating-point images, `(B, C, H, W)`.
-            generator: a `torch.Generator`, where random numbers come from for the transforms that draw any, or None.
+            generator: a `torch.Generator` for the transforms that draw random numbers, or None.
             **theta: one entry per parameter, in any form that
                 [`ParameterSpace.prepare`][weightmorph.ParameterSpace.prepare] takes: one value for the batch or one
                 per image.
 
         Returns:
-            `(B, C, H, W)`, of the dtype of `x`; half-precision images are worked on in float32.
+            `(B, C, H, W)`, in the dtype of `x`; half-precision images are computed in float32.
 
         Raises:
             InputError: if `x` is not a floating-point tensor of four axes, or `generator` not a generator.
@@ -100,16 +100,16 @@ class InputTransform(ABC):
         """The formula: `(B, C, H, W)` in float32 or float64, θ prepared, `()` or `(B,)` each -> `(B, C, H, W)`."""
 
     invertible: bool = False
-    """Whether `undo` is there."""
+    """True if the transform can be undone."""
 
     def undo(self, x: Tensor, theta: Theta) -> Tensor:
         """The formula of the inverse: shapes as in `apply`."""
         raise InputError(f"{type(self).__name__} has no undo of its own; ask its inverse() method")
 
     def inverse(self) -> InputTransform | None:
-        """The transform that undoes this one at the same θ, its parameters named alike; None where there is none.
+        """The transform that undoes this one at the same θ, with the same parameter names; None if there is none.
 
-        What the first has thrown away, moved out of the frame or smoothed by interpolation, does not come back.
+        Content that left the frame or was smoothed by interpolation does not come back.
 
         Example:
             >>> from weightmorph.inputs import Blur, Brightness
@@ -122,7 +122,7 @@ class InputTransform(ABC):
         return Inverse(self) if self.invertible else None
 
     def affine(self, **theta: Value) -> Tensor | None:
-        """What the transform does to positions: `(*B, 2, 3)`, see [`weightmorph.affine`][]; None if it moves nothing.
+        """The transform's map of positions: `(*B, 2, 3)`, see [`weightmorph.affine`][]; None if it moves nothing.
 
         Args:
             **theta: as in the call. Tensors decide the dtype (float32 at least) and the device of the result.
@@ -145,13 +145,13 @@ class InputTransform(ABC):
         return self.position_map(prepared)
 
     def position_map(self, theta: Theta) -> Tensor | None:
-        """What θ, prepared, do to positions: `(*B, 2, 3)`, or None if nothing moves."""
+        """The map of positions under prepared θ: `(*B, 2, 3)`, or None if nothing moves."""
         return None
 
     def _pinned(self, x: Tensor, theta: Theta, generator: torch.Generator | None) -> Tensor:
-        """`apply`, made exact at the anchor and brought back to the dtype of `x`."""
+        """`apply`, exact at the anchor and in the dtype of `x`."""
         y = self.apply(x.to(torch.promote_types(x.dtype, torch.float32)), theta, generator).to(x.dtype)
-        # The code says what the anchor is, so that 360° is 0° here as it is for the weights.
+        # Codes are compared and not values, so that 360° is the anchor 0°, as it is for the weights.
         code = self.parameters.encode(theta)
         anchor = torch.tensor(self.parameters.anchor_code, device=code.device, dtype=code.dtype)
         return pin(y, x, (code == anchor).all(-1))
@@ -166,7 +166,7 @@ class InputTransform(ABC):
 
 
 def check_images(owner: str, x: object) -> None:
-    """Refuse what is not a floating-point `(B, C, H, W)` tensor."""
+    """Refuse anything but a floating-point `(B, C, H, W)` tensor."""
     if not isinstance(x, Tensor):
         raise InputError(f"{owner}: expected images as a tensor of shape (B, C, H, W), got {type(x).__name__}")
     if x.dim() != 4:
@@ -179,10 +179,16 @@ def check_images(owner: str, x: object) -> None:
 
 
 class Inverse(InputTransform):
-    """Undoes another transform at the same θ. Made by [`InputTransform.inverse`][], not by hand.
+    r"""Undo another transform at the same θ.
 
-    Its parameters are those of the transform it undoes, but without `affine=`: the map that such a name stands for is
-    not the one that is applied here. `affine()` gives the one that is.
+    $$T^{-1}_\theta(T_\theta(x)) \approx x$$
+
+    [`InputTransform.inverse`][weightmorph.inputs.InputTransform.inverse] makes it. Its parameters are those of the
+    transform that it undoes, but without `affine=`, because that names the map of the other; `affine()` gives the
+    inverse map.
+
+    Shapes:
+        x `(B, C, H, W)`, θ `()` or `(B,)` each -> `(B, C, H, W)`.
 
     Args:
         of: the transform to undo.
@@ -238,18 +244,21 @@ def _without_affine(parameter: Parameter) -> Parameter:
 
 
 class Compose(InputTransform):
-    r"""Several transforms, one after the other.
+    r"""Apply several transforms, one after the other.
 
     $$T_\theta = T^{(n)}_{\theta_n} \circ \dots \circ T^{(1)}_{\theta_1}$$
 
-    Its space unites theirs, in order. Each part is exact at its own anchor, whatever the others do. Geometric parts
-    resample one by one; `affine()` gives the map of all of them together.
+    Its space unites theirs, in order. Each part is exact at its own anchor, at any setting of the others. Geometric
+    parts resample one by one; `affine()` gives the composed map.
+
+    Shapes:
+        x `(B, C, H, W)`, θ `()` or `(B,)` each -> `(B, C, H, W)`.
 
     Args:
         transforms: the parts, the first to act first.
 
     Raises:
-        InputError: if there is none, or one that is not an `InputTransform`.
+        InputError: if the list is empty or holds anything but input transforms.
         ParameterError: if two share a parameter name.
 
     Example:
@@ -292,7 +301,7 @@ class Compose(InputTransform):
         return x
 
     def _pinned(self, x: Tensor, theta: Theta, generator: torch.Generator | None) -> Tensor:
-        return self.apply(x, theta, generator)  # the parts see to the anchor
+        return self.apply(x, theta, generator)  # each part is exact at its own anchor
 
     def inverse(self) -> InputTransform | None:
         """The parts undone in reverse order; None if one of them cannot be."""

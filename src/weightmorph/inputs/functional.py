@@ -15,10 +15,10 @@ from ..errors import InputError, near
 __all__ = ["Mode", "PaddingMode", "gaussian_blur", "gaussian_kernel", "kernel_radius", "per_image", "pin", "resample"]
 
 Mode = Literal["bilinear", "bicubic"]
-"""How values between pixels are found."""
+"""Interpolation between pixels."""
 
 PaddingMode = Literal["zeros", "border", "reflection"]
-"""What lies outside the image: zeros, its outermost pixels, or its mirror image about the outer edge of the pixels."""
+"""Values outside the image: zeros, its outermost pixels, or its mirror image about the outer edge of the pixels."""
 
 MODES = ("bilinear", "bicubic")
 PADDING_MODES = ("zeros", "border", "reflection")
@@ -27,7 +27,7 @@ _SMALLEST_VARIANCE = 1e-4
 
 
 def per_image(value: Tensor) -> Tensor:
-    """`()` or `(B,)` with three axes added, to stand beside `(B, C, H, W)`."""
+    """θ with three axes added, so that it broadcasts to images: `()` or `(B,)` -> `(*B, 1, 1, 1)`."""
     return value[..., None, None, None]
 
 
@@ -40,10 +40,9 @@ def check_option(owner: str, option: str, value: str, known: tuple[str, ...]) ->
 
 
 def pin(y: Tensor, x: Tensor, at: Tensor) -> Tensor:
-    """The values of `x` where `at` holds and of `y` elsewhere, with the derivatives of `y` throughout.
+    """The values of `x` where `at` holds and of `y` elsewhere, with the derivatives of `y` everywhere.
 
-    A bare `torch.where(at, x, y)` would cut θ off from the loss at the anchor, the very place where training of a
-    weight transform starts.
+    A bare `torch.where(at, x, y)` would give θ no gradient at the anchor.
 
     Shapes:
         `y`, `x` `(B, C, H, W)`, `at` `()` or `(B,)` -> `(B, C, H, W)`.
@@ -55,8 +54,8 @@ def pin(y: Tensor, x: Tensor, at: Tensor) -> Tensor:
         >>> z.item(), y.grad.item()
         (1.0, 1.0)
     """
-    # Exactly zero, with the derivative of -y; nan_to_num because inf - inf is not zero. Subtracted rather than added,
-    # since -0.0 - 0.0 keeps its sign and -0.0 + 0.0 does not.
+    # Exactly zero, with the derivative of -y; nan_to_num because inf - inf is not zero. It is subtracted and not added
+    # because -0.0 - 0.0 keeps its sign and -0.0 + 0.0 does not.
     zero = (y.detach() - y).nan_to_num(0.0)
     return torch.where(per_image(at), x.detach() - zero, y)
 
@@ -68,19 +67,19 @@ def resample(
     padding_mode: PaddingMode = "zeros",
     size: tuple[int, int] | None = None,
 ) -> Tensor:
-    r"""The image moved by an affine map of the plane.
+    r"""Move an image by an affine map of the plane.
 
     $$y(q) = x(A^{-1}(q - t)), \qquad [A \mid t] = \text{map}$$
 
-    with $x$ read between its pixels by interpolation. Positions are pixels from the image's centre, the same length in
-    both directions whatever the image's shape: pixel $j$ of $W$ lies at $j - (W-1)/2$. (`grid_sample` with
-    `align_corners=False` puts pixel $j$ at $(2j + 1)/W - 1$, so a position $p$ is the grid value $2p/W$.)
+    $x$ is interpolated between its pixels. Positions are pixels from the image's centre, and a pixel is equally long in
+    both directions: pixel $j$ of $W$ lies at $j - (W-1)/2$. (`grid_sample` with `align_corners=False` puts pixel $j$ at
+    $(2j + 1)/W - 1$, so a position $p$ is the grid value $2p/W$.)
 
     Args:
         x: `(B, C, H, W)`.
         map_: `(2, 3)` for all images or `(B, 2, 3)`, in pixels; see [`weightmorph.affine`][].
         mode: `"bilinear"` or `"bicubic"`.
-        padding_mode: what lies outside: `"zeros"`, `"border"` or `"reflection"`.
+        padding_mode: values outside the image: `"zeros"`, `"border"` or `"reflection"`.
         size: height and width of the result, about the same centre; those of `x` unless given.
 
     Returns:
@@ -97,7 +96,7 @@ def resample(
     columns = torch.arange(width, device=x.device, dtype=map_.dtype) - (width - 1) / 2
     rows = torch.arange(height, device=x.device, dtype=map_.dtype) - (height - 1) / 2
     back = maps.inverse(map_)[..., None, None]
-    # Sums rather than a matrix product: exact for the identity, and not subject to reduced-precision products on a GPU.
+    # Sums and not a matrix product: exact for the identity, and in full precision on a GPU.
     px = back[..., 0, 0, :, :] * columns + back[..., 0, 1, :, :] * rows[:, None] + back[..., 0, 2, :, :]
     py = back[..., 1, 0, :, :] * columns + back[..., 1, 1, :, :] * rows[:, None] + back[..., 1, 2, :, :]
     grid = torch.stack((px * (2 / x.shape[-1]), py * (2 / x.shape[-2])), -1)
@@ -106,7 +105,7 @@ def resample(
 
 
 def kernel_radius(variance: float) -> int:
-    """Pixels to each side that hold a Gaussian of this variance: four standard deviations.
+    """Radius in pixels of the kernel for a Gaussian of this variance: four standard deviations.
 
     Example:
         >>> kernel_radius(4.0)
@@ -116,14 +115,14 @@ def kernel_radius(variance: float) -> int:
 
 
 def gaussian_kernel(variance: Tensor, radius: int) -> Tensor:
-    r"""Taps of a Gaussian, which add to one.
+    r"""The taps of a sampled Gaussian, normalised to a sum of one.
 
     $$w_r = \frac{e^{-r^2 / 2v}}{\sum_s e^{-s^2 / 2v}}, \qquad r, s = -R \dots R$$
 
     At $v = 0$, and below, this is exactly the unit impulse.
 
     Args:
-        variance: $v$ in px², `(*B)`. The variance rather than its root, whose derivative is infinite at zero.
+        variance: $v$ in px², `(*B)`. Not its root, whose derivative is infinite at zero.
         radius: $R$, in pixels.
 
     Returns:
@@ -135,14 +134,14 @@ def gaussian_kernel(variance: Tensor, radius: int) -> Tensor:
                 [0.2740, 0.4520, 0.2740]])
     """
     offsets = torch.arange(-radius, radius + 1, device=variance.device, dtype=variance.dtype)
-    # exp(-1 / 2e-4) is zero in every dtype, so the floor changes no value; without it v = 0 would divide by zero.
+    # exp(-1 / 2e-4) is zero in every dtype, so the floor changes no value and prevents a division by zero.
     exponent = -(offsets**2) / (2 * variance.clamp(min=_SMALLEST_VARIANCE).unsqueeze(-1))
     weights = exponent.exp()
     return weights / weights.sum(-1, keepdim=True)
 
 
 def _extend(x: Tensor, dim: int, radius: int, padding_mode: PaddingMode) -> Tensor:
-    """`x` with `radius` more pixels on both ends of axis `dim` (2 or 3); unlike `F.pad`, any radius will do."""
+    """Pad axis `dim` (2 or 3) by `radius` pixels at both ends; unlike in `F.pad`, the radius has no limit."""
     if padding_mode == "zeros":
         return F.pad(x, (0, 0, radius, radius) if dim == 2 else (radius, radius))
     n = x.shape[dim]
@@ -156,19 +155,18 @@ def _extend(x: Tensor, dim: int, radius: int, padding_mode: PaddingMode) -> Tens
 
 
 def gaussian_blur(x: Tensor, variance: Tensor, radius: int, padding_mode: PaddingMode = "reflection") -> Tensor:
-    r"""The image convolved with a Gaussian, one width for all images or one per image.
+    r"""Convolve images with a Gaussian, of one width for all or one per image.
 
     $$y_{ij} = \sum_{r,s=-R}^{R} w_r\, w_s\, x_{i-r,\,j-s}$$
 
-    with $w$ from [`gaussian_kernel`][weightmorph.inputs.gaussian_kernel]. Rows and columns one after the other; images
-    with widths of their own become the groups of one convolution. With `"reflection"` each pixel gives away as much as
-    it has, so the mean of the image stays.
+    with $w$ from [`gaussian_kernel`][weightmorph.inputs.gaussian_kernel]. Rows and columns are convolved one after the
+    other; images of different widths become the groups of one convolution. `"reflection"` keeps the mean of the image.
 
     Args:
         x: `(B, C, H, W)`.
         variance: square of the standard deviation, in px²: `()` or `(B,)`.
         radius: $R$, in pixels; it may be larger than the image.
-        padding_mode: what lies outside: `"zeros"`, `"border"` or `"reflection"`.
+        padding_mode: values outside the image: `"zeros"`, `"border"` or `"reflection"`.
 
     Returns:
         `(B, C, H, W)`.

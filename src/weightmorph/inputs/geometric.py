@@ -29,7 +29,7 @@ __all__ = ["Flip", "Rotate", "Shear", "Translate", "Zoom"]
 
 
 class _Geometric(InputTransform):
-    """Resamples under the map of its parameters, applied in order."""
+    """A transform that resamples the image under the maps of its parameters, applied in order."""
 
     invertible = True
     _kinds: tuple[str, ...]  # the maps of weightmorph.affine that the parameters may name
@@ -93,24 +93,24 @@ class Rotate(_Geometric):
 
     $$y(q) = x(R_\theta^{-1} q)$$
 
-    Isotropic whatever the image's shape: on a square image a quarter turn is `torch.rot90(x, 1, (2, 3))`. The inverse
-    turns back by $-\theta$.
+    Images that are not square are not stretched. On a square image a quarter turn is `torch.rot90(x, 1, (2, 3))`. The
+    inverse turns by $-\theta$.
 
     Args:
-        low: lowest angle, in degrees, and
-        high: highest; together they make the parameter an [`Interval`][weightmorph.Interval]. Without them it is an
-            [`Angle`][weightmorph.Angle]: the whole circle.
+        low: lowest angle, in degrees. With `low` and `high` the parameter is an [`Interval`][weightmorph.Interval],
+            without them an [`Angle`][weightmorph.Angle]: the whole circle.
+        high: highest angle, in degrees.
         name: the parameter's name.
-        parameter: the parameter, in place of the above; with `affine="rotation"`.
+        parameter: the parameter, in place of `low` and `high`; with `affine="rotation"`.
         mode: interpolation, `"bilinear"` or `"bicubic"`.
-        padding_mode: what lies outside the image: `"zeros"`, `"border"` or `"reflection"`.
+        padding_mode: values outside the image: `"zeros"`, `"border"` or `"reflection"`.
 
     Shapes:
         x `(B, C, H, W)`, θ `()` or `(B,)` -> `(B, C, H, W)`.
 
     Raises:
-        ParameterError: if the parameter is not one of rotation, or only one of `low` and `high` is there.
-        InputError: if `mode` or `padding_mode` is not one of those above.
+        ParameterError: if the parameter does not name the rotation, or only one of `low` and `high` is given.
+        InputError: if `mode` or `padding_mode` is unknown.
 
     Example:
         >>> x = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
@@ -144,30 +144,30 @@ class Rotate(_Geometric):
 
 
 class Zoom(_Geometric):
-    r"""Make things θ times as large, about the image's centre.
+    r"""Magnify the image θ times about its centre.
 
     $$y(q) = (G_v * x)(q / \theta), \qquad v = \tfrac14 \max(\theta^{-2} - 1,\ 0)\ \text{px}^2$$
 
-    Making things smaller would alias, so each image is first blurred with a Gaussian of variance $v$ that depends on
-    its own θ: it brings an image that was sharp to half a pixel to what is sharp to half a pixel once shrunk. Zooming
-    out twice asks for the same blur as zooming out once by the product. The kernel's radius is fixed from the end of
-    the range. The inverse zooms by $1/\theta$, with the same care.
+    Shrinking would alias, so each image is first blurred with a Gaussian of variance $v$ that depends on its own θ: an
+    image with a blur of half a pixel has one of half a pixel again after it has shrunk. Zooming out twice takes the
+    same blur as zooming out once by the product. The end of the range fixes the kernel's radius. The inverse zooms by
+    $1/\theta$ with the same blur.
 
     Args:
         low: smallest factor, above 0.
         high: largest factor.
         name: the parameter's name.
         parameter: the parameter, in place of `LogInterval(low, high, anchor=1, affine="zoom")`; `low` and `high` are
-            then not read.
+            then ignored.
         mode: interpolation, `"bilinear"` or `"bicubic"`.
-        padding_mode: what lies outside the image: `"zeros"`, `"border"` or `"reflection"`.
+        padding_mode: values outside the image: `"zeros"`, `"border"` or `"reflection"`.
 
     Shapes:
         x `(B, C, H, W)`, θ `()` or `(B,)` -> `(B, C, H, W)`.
 
     Raises:
-        ParameterError: if the parameter's range holds factors of 0 or below.
-        InputError: if `mode` or `padding_mode` is not one of those above.
+        ParameterError: if the parameter's range holds factors of 0 or below, or it does not name the zoom.
+        InputError: if `mode` or `padding_mode` is unknown.
 
     References:
         Lowe, "Distinctive Image Features from Scale-Invariant Keypoints", IJCV 2004, section 3.3, for the half pixel.
@@ -217,23 +217,23 @@ class Shear(_Geometric):
 
     $$x' = x + \theta_x\, y, \qquad y' = y + \theta_y\, x'$$
 
-    in pixels from the centre, y downwards. The inverse undoes first the one and then the other.
+    in pixels from the centre, y downwards. The inverse undoes the columns first.
 
     Args:
         low: lowest amount of either, in pixels per pixel.
         high: highest amount of either.
         names: the parameters' names.
-        parameters: name to parameter, in place of the above: one or two, in the order in which they act, with
-            `affine="shear_x"` and `affine="shear_y"`.
+        parameters: name to parameter, in place of `low`, `high` and `names`: one or two, in the order in which they
+            act, with `affine="shear_x"` and `affine="shear_y"`.
         mode: interpolation, `"bilinear"` or `"bicubic"`.
-        padding_mode: what lies outside the image: `"zeros"`, `"border"` or `"reflection"`.
+        padding_mode: values outside the image: `"zeros"`, `"border"` or `"reflection"`.
 
     Shapes:
         x `(B, C, H, W)`, each θ `()` or `(B,)` -> `(B, C, H, W)`.
 
     Raises:
-        ParameterError: if a parameter is not one of shear, or both name the same map.
-        InputError: if `mode` or `padding_mode` is not one of those above.
+        ParameterError: if a parameter does not name a shear, or both name the same one.
+        InputError: if `mode` or `padding_mode` is unknown.
 
     Example:
         >>> Shear().affine(shear_x=0.5, shear_y=0.0).tolist()
@@ -261,23 +261,23 @@ class Translate(_Geometric):
 
     $$y(q) = x(q - (\theta_x, \theta_y))$$
 
-    The inverse moves it back; what left the frame is lost.
+    The inverse moves it back; content that left the frame is lost.
 
     Args:
         low: lowest shift in either direction, in px.
         high: highest shift in either direction, in px.
         names: the parameters' names, the shift to the right first.
-        parameters: name to parameter, in place of the above: one or two, with `affine="translate_x"` and
-            `affine="translate_y"`.
+        parameters: name to parameter, in place of `low`, `high` and `names`: one or two, with
+            `affine="translate_x"` and `affine="translate_y"`.
         mode: interpolation, `"bilinear"` or `"bicubic"`.
-        padding_mode: what lies outside the image: `"zeros"`, `"border"` or `"reflection"`.
+        padding_mode: values outside the image: `"zeros"`, `"border"` or `"reflection"`.
 
     Shapes:
         x `(B, C, H, W)`, each θ `()` or `(B,)` -> `(B, C, H, W)`.
 
     Raises:
-        ParameterError: if a parameter is not one of translation, or both name the same map.
-        InputError: if `mode` or `padding_mode` is not one of those above.
+        ParameterError: if a parameter does not name a translation, or both name the same one.
+        InputError: if `mode` or `padding_mode` is unknown.
 
     Example:
         >>> Translate()(torch.tensor([[[[1.0, 2.0, 3.0]]]]), dx=1, dy=0).round().long()[0, 0].tolist()
@@ -301,11 +301,12 @@ class Translate(_Geometric):
 
 
 class Flip(_Geometric):
-    r"""Mirror the image, or leave it.
+    r"""Mirror the image where θ is not the anchor.
 
-    $$y(q) = x(-q_x, q_y)\ \text{or}\ x(q_x, -q_y)\ \text{where θ is not the anchor}$$
+    $$y(q) = x(-q_x, q_y)\ \text{or}\ x(q_x, -q_y)$$
 
-    Exact: pixels are exchanged, not interpolated. Its own inverse. θ is discrete, so there is no derivative in it.
+    It is exact, because pixels are exchanged and not interpolated, and its own inverse. θ is discrete, so the output
+    has no derivative in it.
 
     Args:
         axis: `"x"`, left to right, or `"y"`, top to bottom.
@@ -317,7 +318,7 @@ class Flip(_Geometric):
         x `(B, C, H, W)`, θ `()` or `(B,)`, or names -> `(B, C, H, W)`.
 
     Raises:
-        ParameterError: if the parameter is not such a Categorical.
+        ParameterError: if the parameter is not a Categorical of two settings that names the flip.
         InputError: if `axis` is neither `"x"` nor `"y"`.
 
     Example:
@@ -333,7 +334,7 @@ class Flip(_Geometric):
             raise InputError(f"Flip: axis must be 'x' (left to right) or 'y' (top to bottom), got {axis!r}")
         self._kinds = (f"flip_{axis}",)
         parameter = Categorical(("no", "yes"), affine=self._kinds[0]) if parameter is None else parameter
-        if not isinstance(parameter, Categorical) or len(parameter.names) != 2:
+        if len(parameter.choices) != 2:
             raise ParameterError(
                 f"Flip: expected a Categorical of two settings, such as Categorical(('no', 'yes'), "
                 f"affine={self._kinds[0]!r}), got {parameter!r}"

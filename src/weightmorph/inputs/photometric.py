@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, ParameterError
-from ..parameters import Categorical, Interval, LogInterval, Parameter, ParameterSpace, Theta
+from ..parameters import Interval, LogInterval, Parameter, ParameterSpace, Theta
 from .base import InputTransform
 from .functional import PADDING_MODES, PaddingMode, check_option, gaussian_blur, kernel_radius, per_image
 
@@ -14,7 +14,7 @@ __all__ = ["Blur", "Brightness", "Contrast", "Noise"]
 
 
 class _Photometric(InputTransform):
-    """One parameter with two ends."""
+    """A transform with one parameter between two ends."""
 
     def __init__(self, name: str, parameter: Parameter) -> None:
         super().__init__(ParameterSpace({name: parameter}))
@@ -23,7 +23,7 @@ class _Photometric(InputTransform):
             raise ParameterError(
                 f"{owner} moves nothing: expected parameter {name!r} with affine=None, got {parameter.affine!r}"
             )
-        if parameter.bounds is None or isinstance(parameter, Categorical):
+        if parameter.bounds is None or parameter.discrete:
             raise ParameterError(
                 f"{owner}: expected parameter {name!r} to be a quantity between two ends, Interval or LogInterval, "
                 f"got {parameter!r}"
@@ -34,45 +34,45 @@ class _Photometric(InputTransform):
 
 
 class _Added(_Photometric):
-    """What can be put into an image and not taken out: the range must start at the anchor, and not below zero."""
+    """A transform that adds what cannot be taken out: the range must start at the anchor, and not below zero."""
 
     def __init__(self, name: str, parameter: Parameter) -> None:
         super().__init__(name, parameter)
         if not 0 <= self.anchor == self.low:
             raise ParameterError(
-                f"{type(self).__name__}: expected a range that starts at its anchor, at 0 or above, for a sharper or "
-                f"cleaner image than the one at hand cannot be made; got low={self.low:g}, anchor={self.anchor:g}"
+                f"{type(self).__name__}: expected a range that starts at its anchor, at 0 or above, because "
+                f"the image cannot be made sharper or cleaner; got low={self.low:g}, anchor={self.anchor:g}"
             )
 
     def _added(self, theta: Theta) -> Tensor:
-        """The variance to add to that at the anchor; none below it."""
+        """The variance to add to that of the anchor; zero for θ below the anchor."""
         value = theta[self._name].clamp(min=self.anchor)
         return (value - self.anchor) * (value + self.anchor)
 
 
 class Blur(_Added):
-    r"""Gaussian blur with a standard deviation of θ pixels.
+    r"""Blur with a Gaussian whose standard deviation is θ pixels.
 
     $$y = G_v * x, \qquad v = \theta^2 - \theta_0^2$$
 
-    with the anchor $\theta_0 = 0$ unless the parameter says otherwise: variances of Gaussian blurs add, so $v$ is what
-    is missing on an image already blurred by $\theta_0$. Separable, the kernel sampled at the pixels and cut at four
-    standard deviations of the range's upper end: a θ beyond the range, of which a warning tells, is blurred by less
-    than it says. Differentiable in θ, also at 0, where the derivative is 0. There is no inverse.
+    The anchor is $\theta_0 = 0$ unless the parameter says otherwise. Variances of Gaussian blurs add, so $v$ is the
+    blur that an image already blurred by $\theta_0$ still needs. The kernel is separable, sampled at the pixels, and
+    cut at four standard deviations of the range's upper end; a θ beyond the range gives a warning and too little blur.
+    The output is differentiable in θ, with derivative 0 at 0. There is no inverse.
 
     Args:
         high: largest standard deviation, in px.
         name: the parameter's name.
-        parameter: the parameter, in place of `Interval(0, high, unit="px")`; `high` is then not read.
-        padding_mode: what lies outside the image: `"zeros"`, `"border"` or `"reflection"` (about the outer edge of the
-            pixels: keeps the mean).
+        parameter: the parameter, in place of `Interval(0, high, unit="px")`; `high` is then ignored.
+        padding_mode: values outside the image: `"zeros"`, `"border"` or `"reflection"` (about the outer edge of the
+            pixels, which keeps the mean).
 
     Shapes:
         x `(B, C, H, W)`, θ `()` or `(B,)` -> `(B, C, H, W)`.
 
     Raises:
         ParameterError: if the parameter's range does not start at its anchor, or starts below 0.
-        InputError: if `padding_mode` is not one of those above.
+        InputError: if `padding_mode` is unknown.
 
     Example:
         >>> x = torch.tensor([[[[0.0, 0.0, 1.0, 0.0, 0.0]]]])
@@ -102,25 +102,25 @@ class Blur(_Added):
 
 
 class Noise(_Added):
-    r"""Additive Gaussian noise with a standard deviation of θ, in the units of the image's values.
+    r"""Add Gaussian noise with a standard deviation of θ, in the units of the image's values.
 
     $$y = x + \sqrt{\theta^2 - \theta_0^2}\;\varepsilon, \qquad \varepsilon \sim \mathcal N(0, 1)$$
 
-    with the anchor $\theta_0 = 0$ unless the parameter says otherwise: variances of independent noises add. Values are
-    not clamped. $\varepsilon$ does not depend on θ, so the derivative in θ is there. There is no inverse.
+    The anchor is $\theta_0 = 0$ unless the parameter says otherwise; variances of independent noises add. Values are
+    not clamped. $\varepsilon$ does not depend on θ, so the output is differentiable in θ. There is no inverse.
 
-    Where $\varepsilon$ comes from, in this order:
+    $\varepsilon$ comes from the first of these that is given:
 
-    1. a `generator` given to the call, on its device; it moves on;
-    2. `seed`: every call starts anew from it, on the CPU, and draws image after image. Image $i$ of a batch then gets
-       noise that depends on `seed`, $i$ and the image's shape alone, not on θ, the size of the batch, the dtype, the
-       device, or earlier calls. This is what an evaluation needs to be repeatable, and settings to be comparable;
+    1. the call's `generator`, on its device, which advances;
+    2. `seed`: every call starts from it again, on the CPU, and draws image after image. The noise of image $i$ then
+       depends on `seed`, $i$ and the image's shape alone, and not on θ, the batch size, the dtype, the device or
+       earlier calls, so that evaluations are repeatable and settings comparable;
     3. torch's global generator, on the device of the images: new noise in each call.
 
     Args:
         high: largest standard deviation.
         name: the parameter's name.
-        parameter: the parameter, in place of `Interval(0, high)`; `high` is then not read.
+        parameter: the parameter, in place of `Interval(0, high)`; `high` is then ignored.
         seed: see above.
 
     Shapes:
@@ -156,15 +156,15 @@ class Noise(_Added):
         if self.anchor == 0:
             std = theta[self._name].clamp(min=0)
         else:
-            # The floor keeps the root's infinite derivative away; at the anchor the caller replaces the value.
+            # The floor avoids the root's infinite derivative; at the anchor the caller replaces the value.
             std = self._added(theta).clamp(min=torch.finfo(x.dtype).eps ** 2).sqrt()
         return x + per_image(std) * self._draw(x, generator)
 
     def _draw(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        # Always float32, so that the noise is the same whatever the dtype of the images.
+        # Always float32, so that the noise does not depend on the dtype of the images.
         if generator is None and self.seed is not None:
             seeded = torch.Generator().manual_seed(self.seed)
-            # One image at a time: in one go, what an image gets could depend on how many there are.
+            # One image at a time: drawn at once, an image's noise could depend on the batch size.
             drawn = [torch.randn(x.shape[1:], generator=seeded, dtype=torch.float32) for _ in range(x.shape[0])]
             epsilon = torch.stack(drawn) if drawn else torch.zeros(x.shape)
         else:
@@ -181,14 +181,14 @@ class Brightness(_Photometric):
 
     $$y = x + \theta - \theta_0$$
 
-    with the anchor $\theta_0 = 0$ unless the parameter says otherwise. Values are not clamped: clamping could not be
-    undone, and has no derivative. The inverse subtracts.
+    The anchor is $\theta_0 = 0$ unless the parameter says otherwise. Values are not clamped, because clamping cannot be
+    undone and has no derivative. The inverse subtracts.
 
     Args:
         low: lowest offset, in the units of the image's values.
         high: highest offset.
         name: the parameter's name.
-        parameter: the parameter, in place of `Interval(low, high)`; `low` and `high` are then not read.
+        parameter: the parameter, in place of `Interval(low, high)`; `low` and `high` are then ignored.
 
     Shapes:
         x `(B, C, H, W)`, θ `()` or `(B,)` -> `(B, C, H, W)`.
@@ -223,20 +223,19 @@ class Brightness(_Photometric):
 
 
 class Contrast(_Photometric):
-    r"""Spread the values θ times as far from their mean.
+    r"""Multiply the distance of every value from the image's mean by θ.
 
     $$y = m + \frac{\theta}{\theta_0}\,(x - m), \qquad m = \frac{1}{CHW} \sum_{c,i,j} x_{cij}$$
 
-    with the anchor $\theta_0 = 1$ unless the parameter says otherwise. The mean is that of the image, over all its
-    channels and pixels. It is the same before and after, so the inverse, which divides by θ about the mean it
-    finds, is exact up to rounding; for the same reason nothing is clamped. Where the range contains 0, which leaves
-    only the mean, there is no inverse.
+    The anchor is $\theta_0 = 1$ unless the parameter says otherwise. The mean over all channels and pixels of an image
+    stays the same, so the inverse, which divides by θ about the mean, is exact up to rounding. For the same reason
+    values are not clamped. If the range contains 0, which leaves only the mean, there is no inverse.
 
     Args:
         low: lowest factor.
         high: highest factor.
         name: the parameter's name.
-        parameter: the parameter; `low` and `high` are then not read. Otherwise `LogInterval(low, high, anchor=1)`, or
+        parameter: the parameter; `low` and `high` are then ignored. Otherwise `LogInterval(low, high, anchor=1)`, or
             `Interval(low, high, anchor=1)` where `low` is 0 or below, which has no logarithm.
 
     Shapes:
@@ -268,11 +267,11 @@ class Contrast(_Photometric):
         self.invertible = not self.low <= 0 <= self.high
 
     def apply(self, x: Tensor, theta: Theta, generator: torch.Generator | None = None) -> Tensor:
-        """The values spread about their mean."""
+        """The contrast changed."""
         mean = x.mean((-3, -2, -1), keepdim=True)
         return mean + per_image(theta[self._name] / self.anchor) * (x - mean)
 
     def undo(self, x: Tensor, theta: Theta) -> Tensor:
-        """The values brought back to their mean."""
+        """The contrast changed back."""
         mean = x.mean((-3, -2, -1), keepdim=True)
         return mean + (x - mean) / per_image(theta[self._name] / self.anchor)

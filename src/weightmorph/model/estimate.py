@@ -1,4 +1,4 @@
-"""`model(x, angle="infer")`: values that the model's own estimator fills in before the call."""
+"""`model(x, angle="infer")`: values that the model's estimator fills in before the call."""
 
 from __future__ import annotations
 
@@ -9,20 +9,15 @@ from torch import nn
 
 from ..errors import ExecutionError, MissingParameterError
 from ..estimator import INFER, Estimator
-from ..parameters import Categorical, Parameter, Value
+from ..parameters import Parameter, Value
 
 __all__ = ["asked", "estimate"]
 
 
 def asked(space: Mapping[str, Parameter], values: Mapping[str, Value]) -> list[str]:
     """The parameters that are to be estimated. A category may be called "infer"; then that is meant."""
-    found = []
-    for name, value in values.items():
-        parameter = space[name]
-        named = isinstance(parameter, Categorical) and INFER in parameter.names
-        if isinstance(value, str) and value == INFER and not named:
-            found.append(name)
-    return found
+    wanted = (name for name, value in values.items() if isinstance(value, str) and value == INFER)
+    return [name for name in wanted if INFER not in space[name].choices]
 
 
 def estimate(
@@ -41,7 +36,7 @@ def estimate(
         names: of the parameters.
         args: the base's positional inputs.
         kwargs: its keyword inputs.
-        tracing: is the call being traced?
+        tracing: True while the call is traced.
 
     Raises:
         ExecutionError: in a traced call.

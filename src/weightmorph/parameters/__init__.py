@@ -4,10 +4,11 @@ A [`ParameterSpace`][weightmorph.ParameterSpace] is a dict of parameters. It che
 grids, and encodes them into the *code* that every weight transform reads.
 """
 
-from .angle import Angle
+from . import kinds
 from .base import Parameter, Theta, Value
-from .categorical import Categorical
-from .ranges import Interval, LogInterval
+from .kinds import *  # noqa: F403 # every kind in the list is public here too
+from .kinds import KINDS
 from .space import ParameterSpace
 
-__all__ = ["Angle", "Categorical", "Interval", "LogInterval", "Parameter", "ParameterSpace", "Theta", "Value"]
+__all__ = ["KINDS", "Parameter", "ParameterSpace", "Theta", "Value"]
+__all__ += kinds.__all__

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ParameterError
-from .base import Parameter
+from .base import Parameter, require_numbers
 
 __all__ = ["Angle"]
 
@@ -50,12 +50,12 @@ class Angle(Parameter):
             raise ParameterError(f"Angle: unit must be 'deg' or 'rad', got {self.unit!r}")
         if not isinstance(self.harmonics, int) or self.harmonics < 1:
             raise ParameterError(f"Angle: harmonics must be a positive integer, got {self.harmonics!r}")
+        require_numbers("Angle", anchor=self.anchor)
         if not math.isfinite(self.anchor):
             raise ParameterError(f"Angle: anchor must be finite, got {self.anchor!r}")
 
     @property
     def turn(self) -> float:
-        """A full turn in `unit`."""
         return 360.0 if self.unit == "deg" else math.tau
 
     @property
@@ -84,8 +84,19 @@ class Angle(Parameter):
     def period(self) -> float:
         return math.tau
 
+    def distance(self, a: Tensor, b: Tensor | float) -> Tensor:
+        away = torch.remainder(a - b, self.turn)
+        return torch.minimum(away, self.turn - away)
+
+    @property
+    def example(self) -> str:
+        return f"{self.anchor_value + self.turn / 12:.4g}"
+
     def sample(self, size: int, generator: torch.Generator | None = None) -> Tensor:
         return torch.rand(size, generator=generator) * self.turn + self.anchor
 
     def grid(self, size: int) -> Tensor:
         return torch.arange(size, dtype=torch.float32) * (self.turn / size) + self.anchor
+
+    def spaced(self, size: int) -> Tensor:
+        return torch.arange(size, dtype=torch.float64) * (self.turn / size) + self.anchor

@@ -69,6 +69,10 @@ class Categorical(Parameter):
         return tuple(float(name == self.anchor) for name in self.names)
 
     @property
+    def choices(self) -> tuple[str, ...]:
+        return self.names
+
+    @property
     def bounds(self) -> tuple[float, float]:
         return 0.0, float(len(self.names) - 1)
 
@@ -101,9 +105,27 @@ class Categorical(Parameter):
     def from_coordinate(self, coordinate: Tensor) -> Tensor:
         return coordinate + self.anchor_value
 
+    def distance(self, a: Tensor, b: Tensor | float) -> Tensor:
+        there = b.round() if isinstance(b, Tensor) else round(b)
+        return (a.round() != there).to(a.dtype)
+
+    def format(self, value: float, digits: int = 4, *, unit: bool = True) -> str:
+        return self.names[round(value)]
+
+    @property
+    def extent(self) -> str:
+        return ", ".join(self.names)
+
+    @property
+    def example(self) -> str:
+        return repr(self.names[-1])
+
     def sample(self, size: int, generator: torch.Generator | None = None) -> Tensor:
         return torch.randint(len(self.names), (size,), generator=generator).to(torch.float32)
 
     def grid(self, size: int) -> Tensor:
         """All settings, whatever `size` says."""
         return torch.arange(len(self.names), dtype=torch.float32)
+
+    def spaced(self, size: int) -> Tensor:
+        return self.grid(size)[:size].double()

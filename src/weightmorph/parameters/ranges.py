@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from ..errors import ParameterError, ParameterValueError
-from .base import Parameter, brief
+from .base import Parameter, brief, require_numbers
 
 __all__ = ["Interval", "LogInterval"]
 
 
 @dataclass(frozen=True)
 class _Range(Parameter):
-    """What Interval and LogInterval share: two ends, an anchor between them, a polynomial code."""
+    """The base of Interval and LogInterval: two ends, an anchor between them, a polynomial code."""
 
     low: float
     high: float
@@ -42,8 +42,9 @@ class _Range(Parameter):
         *,
         affine: str | None = None,
     ) -> None:
-        # Written out because the method that encodes and the argument that says how share the name users expect.
+        # Written out because the method `encode` and the argument of that name need different fields.
         name = type(self).__name__
+        require_numbers(name, low=low, high=high, **({} if anchor is None else {"anchor": anchor}))
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ParameterError(f"{name}: expected finite low < high, got low={low!r}, high={high!r}")
         if anchor is None:
@@ -80,7 +81,7 @@ class _Range(Parameter):
 
     @abstractmethod
     def _backward(self, coordinate: Tensor) -> Tensor:
-        """The way back."""
+        """The coordinate back to the value."""
 
     @property
     @abstractmethod
@@ -119,12 +120,13 @@ class _Range(Parameter):
 
 @dataclass(frozen=True, init=False)
 class Interval(_Range):
-    r"""A quantity between two ends, spread evenly.
+    r"""A quantity between two ends, on a linear scale.
 
     $$c(\theta) = (u, u^2, \dots, u^n), \qquad u = (\theta - \theta_0) / \max(h - \theta_0,\ \theta_0 - l)$$
 
     Args:
-        low: $l$. high: $h$.
+        low: $l$.
+        high: $h$.
         anchor: $\theta_0$; unless given, 0 where the range contains it, otherwise `low`.
         unit: for messages and reports; `"deg"` is converted for the affine map.
         encode: `"polynomial"` as above, or `"raw"`: the code is the value itself.
@@ -152,10 +154,22 @@ class Interval(_Range):
 
 @dataclass(frozen=True, init=False)
 class LogInterval(_Range):
-    r"""A positive quantity between two ends, spread evenly in its logarithm: zoom, exposure, ISO.
+    r"""A positive quantity between two ends, on a logarithmic scale: zoom, exposure, ISO.
 
-    The code is that of [`Interval`][weightmorph.Interval] with $\log(\theta / \theta_0)$ in place of
-    $\theta - \theta_0$. The anchor is, unless given, 1 where the range contains it, otherwise `low`.
+    $$c(\theta) = (u, u^2, \dots, u^n), \qquad u = \log(\theta / \theta_0) / \max(\log(h / \theta_0),\
+    \log(\theta_0 / l))$$
+
+    Args:
+        low: $l$, above 0.
+        high: $h$.
+        anchor: $\theta_0$; unless given, 1 where the range contains it, otherwise `low`.
+        unit: for messages and reports.
+        encode: `"polynomial"` as above, or `"raw"`: the code is the value itself.
+        order: $n$, the highest power.
+        affine: the plane's map, e.g. `"zoom"`.
+
+    Shapes:
+        values `(*B)` -> code `(*B, n)`, or `(*B, 1)` when raw.
 
     Example:
         >>> LogInterval(0.5, 2.0).grid(3).tolist()
@@ -163,8 +177,10 @@ class LogInterval(_Range):
     """
 
     _neutral: ClassVar[float] = 1.0
+    log_scale: ClassVar[bool] = True
 
     def __init__(self, low: float, *args: Any, **kwargs: Any) -> None:
+        require_numbers("LogInterval", low=low)
         if not low > 0:
             raise ParameterError(f"LogInterval: expected low > 0, got low={low!r}")
         super().__init__(low, *args, **kwargs)
@@ -179,6 +195,9 @@ class LogInterval(_Range):
     @property
     def _reach(self) -> float:
         return max(math.log(self.high / self.anchor_value), math.log(self.anchor_value / self.low))
+
+    def mirrored(self, value: Tensor) -> Tensor:
+        return self.anchor_value * self.anchor_value / value
 
     def check(self, name: str, value: Tensor) -> None:
         if bool((value <= 0).any()):

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..errors import InputError, require
-from ..evaluation import Evaluation, listing, write_atomically
+from ..evaluation import Evaluation, listing
 from ..inputs import InputTransform
+from ..io import write_atomically
 from ..model import Conditioned
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def report(
     title: str | None = None,
     notes: str | Sequence[str] = (),
 ) -> Path:
-    """Write what an evaluation found as one HTML file that needs nothing else: no network, no script, no other file.
+    """Write an evaluation as one HTML file that needs nothing else: no network, no script, no other file.
 
     It opens with the advice, and goes on with the curve over θ (round for an angle that goes all the way round, maps
     for two parameters), the table, filters that follow θ, inputs with what both networks say of them, and how it was
@@ -50,8 +51,8 @@ def report(
         evaluation: from [`evaluate`][weightmorph.evaluate].
         path: the page's file; folders on the way are made, a file of that name is replaced.
         model: the conditioned network; for the filters and the summary.
-        examples: a few images and their targets, `(x, y)`; with `model` and `input_transform`, for the strip of inputs.
-            The first four with different targets are shown.
+        examples: images and their targets, `(x, y)`; with `model` and `input_transform`, for the strip of inputs. The
+            first four with different targets are shown, two where there are two parameters.
         input_transform: as given to `evaluate`.
         labels: names of the classes.
         title: of the page.
@@ -66,7 +67,7 @@ def report(
 
     Example:
         >>> import tempfile
-        >>> from weightmorph.evaluate import Row
+        >>> from weightmorph.evaluation import Row
         >>> from weightmorph.parameters import Interval, ParameterSpace
         >>> ours = Row("conditioned", "conditioned", (0.9, 0.7), 0.9, 0.01)
         >>> rows = ours, Row("frozen", "frozen", (0.9, 0.1), 0.9, 0.02)
@@ -80,15 +81,15 @@ def report(
     for package in ("matplotlib", "jinja2"):
         require(package, extra="report", purpose="report()")
     pictures = _pictures(evaluation, model, examples, input_transform, labels)
-    name = title or f"Weights that follow {listing(evaluation.grid)}"
-    page = _page(evaluation, name, pictures, model, [notes] if isinstance(notes, str) else list(notes))
+    heading = title or f"Weights that follow {listing(evaluation.grid)}"
+    page = _page(evaluation, heading, pictures, model, [notes] if isinstance(notes, str) else list(notes))
     path = Path(path)
     folder = path.with_name(f"{path.stem}_files")
     files = {f"{p.name}.png": p.png for p in pictures} | {f"{p.name}-dark.png": p.png_dark for p in pictures}
     for file, content in files.items():
         write_atomically(folder / file, content)
     for file in (f"{name}{version}.png" for name in PICTURES for version in ("", "-dark")):
-        if file not in files:  # of an older report
+        if file not in files:  # it belongs to an older report
             (folder / file).unlink(missing_ok=True)
     return write_atomically(path, page.encode())
 
@@ -103,19 +104,17 @@ def _pictures(
     """All of them, in the page's order."""
     from . import curves, strips  # matplotlib is loaded here and not before
 
-    if examples is None:
-        found = curves.pictures(evaluation)
-    elif model is None or transform is None:
+    if examples is not None and (model is None or transform is None):
         missing = " and ".join(n for n, v in (("model=", model), ("input_transform=", transform)) if v is None)
         raise InputError(f"report: examples are shown as the model sees them, transformed; give {missing} as well")
-    else:
-        found = curves.pictures(evaluation, strips.thumbnails(transform, examples[0]))
+    thumbnails = {} if examples is None or transform is None else strips.thumbnails(transform, examples[0])
+    pictures = curves.pictures(evaluation, thumbnails)
     if model is not None:
-        drawn = strips.filters(model)
-        found += [drawn] if drawn is not None else []
+        filters = strips.filters(model)
+        pictures += [filters] if filters is not None else []
         if examples is not None and transform is not None:
-            found.append(strips.inputs(model, transform, *examples, labels=labels))
-    return found
+            pictures.append(strips.inputs(model, transform, *examples, labels=labels))
+    return pictures
 
 
 def _page(

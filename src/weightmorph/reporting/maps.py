@@ -4,99 +4,71 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
-from matplotlib.colors import LinearSegmentedColormap, to_rgb
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ..evaluation import Evaluation, setting_text
-from .style import Palette, board
+from ..evaluation import Evaluation, Row
+from .style import Palette, metric_format
 
-__all__ = ["contrast", "maps"]
+__all__ = ["height", "maps"]
+
+COLUMNS = 2
+NUMBERED = 12
+"""Each cell shows its number where no parameter has more values than this."""
 
 
-def maps(found: Evaluation, axes: Sequence[list[float]], palette: Palette) -> Figure:
+def height(evaluation: Evaluation, grid: Sequence[Sequence[float]]) -> float:
+    """The figure's height in inches; `grid` holds the values of the first and of the second parameter."""
+    across, down = grid
+    return math.ceil(len(evaluation.rows) / COLUMNS) * (0.8 + 2.5 * max(0.5, min(1.0, len(down) / len(across))))
+
+
+def maps(figure: Figure, palette: Palette, *, evaluation: Evaluation, grid: Sequence[Sequence[float]]) -> None:
     """One map per row, over both parameters, all on one scale of colours."""
-    across, down = axes
-    columns = min(2, len(found.rows))
-    count = math.ceil(len(found.rows) / columns)
-    side, tall = 2.75, 2.75 * max(0.5, min(1.0, len(down) / len(across)))
-    figure, page = board(1.0 + count * (tall + 0.95), palette)
-    first, second = found.grid
-    low, high = min(row.worst for row in found.rows), max(max(row.values) for row in found.rows)
+    lines = math.ceil(len(evaluation.rows) / COLUMNS)
+    grid_of_axes = figure.subplots(lines, COLUMNS, sharey=True, squeeze=False)
+    values = [value for row in evaluation.rows for value in row.values]
     colours = LinearSegmentedColormap.from_list("scores", (palette.paper, palette.series[0]))
-    small = max(len(across), len(down)) <= 12
-    for step in range(24):  # the scale
-        page.add_patch(Rectangle((5.1 + 0.05 * step, 0.72), 0.055, 0.14, facecolor=colours(step / 23), linewidth=0))
-    page.add_patch(Rectangle((5.1, 0.72), 1.2, 0.14, fill=False, edgecolor=palette.rule, linewidth=0.8))
-    page.text(5.02, 0.79, found.text(low), ha="right", va="center", color=palette.muted, fontsize=8)
-    page.text(6.38, 0.79, found.text(high), ha="left", va="center", color=palette.muted, fontsize=8)
-    for number, row in enumerate(found.rows):
-        left = 0.75 + (number % columns) * (side + 0.6)
-        top = 1.35 + (number // columns) * (tall + 0.95)
-        page.text(left, top - 0.14, row.name, color=palette.ink, fontsize=9.5, fontweight="bold")
-        page.text(
-            left + side, top - 0.14, f"mean {found.text(row.mean)}", color=palette.muted, fontsize=8.5, ha="right"
-        )
-        wide, deep = side / len(across), tall / len(down)
-        for index, (theta, value) in enumerate(zip(found.settings, row.values, strict=True)):
-            x, y = left + across.index(theta[first]) * wide, top + tall - (down.index(theta[second]) + 1) * deep
-            share = (value - low) / (high - low) if high > low else 1.0
-            page.add_patch(
-                Rectangle((x, y), wide, deep, facecolor=colours(share), edgecolor=palette.paper, linewidth=0.6)
-            )
-            if small:
-                text = f"{100 * value:.0f}" if found.metric == "accuracy" else f"{value:.2g}"
-                page.text(
-                    x + wide / 2, y + deep / 2, text, ha="center", va="center", fontsize=min(8.0, 30 * wide),
-                    color=max((palette.paper, palette.ink), key=lambda text: contrast(text, colours(share))),
-                )  # fmt: skip
-            if index == row.worst_at:
-                page.add_patch(
-                    Rectangle((x, y), wide, deep, fill=False, edgecolor=palette.wrong, linewidth=1.8, zorder=3)
-                )
-        for place in sorted({0, len(across) // 2, len(across) - 1}):
-            text = _short(setting_text(found.space, {first: across[place]}))
-            page.text(
-                left + (place + 0.5) * wide,
-                top + tall + 0.11,
-                text,
-                ha="center",
-                va="center",
-                color=palette.muted,
-                fontsize=8,
-            )
-        for place in sorted({0, len(down) // 2, len(down) - 1}):
-            text = _short(setting_text(found.space, {second: down[place]}))
-            page.text(
-                left - 0.06,
-                top + tall - (place + 0.5) * deep,
-                text,
-                ha="right",
-                va="center",
-                color=palette.muted,
-                fontsize=8,
-            )
-        page.text(left + side / 2, top + tall + 0.3, first, ha="center", va="center", color=palette.muted, fontsize=8.5)
-        if number % columns == 0:
-            page.text(
-                left - 0.55, top + tall / 4, second, rotation=90, ha="center", va="center", color=palette.muted,
-                fontsize=8.5,
-            )  # fmt: skip
-    return figure
+    norm = Normalize(min(values), max(values))
+    for number, (axes, row) in enumerate(zip(grid_of_axes.flat, evaluation.rows, strict=False)):
+        table = _table(evaluation, row, grid)
+        mesh = axes.pcolormesh(table, cmap=colours, norm=norm, edgecolors=palette.paper, linewidth=0.6)
+        axes.set_title(row.name, loc="left", fontweight="bold")
+        axes.set_title(f"mean {evaluation.text(row.mean)}", loc="right", color=palette.muted)
+        for (y, x), value in np.ndenumerate(table if max(table.shape) <= NUMBERED else np.empty((0, 0))):
+            text = f"{100 * value:.0f}" if evaluation.metric == "accuracy" else f"{value:.2g}"
+            color = palette.paper if norm(value) > 0.6 else palette.ink
+            axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=color, fontsize=7)
+        y, x = divmod(int(table.argmin()), table.shape[1])
+        axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=palette.wrong, linewidth=1.8, clip_on=False))
+        _name_axes(axes, evaluation, grid)
+        axes.yaxis.label.set_visible(number % COLUMNS == 0)
+    for axes in grid_of_axes.flat[len(evaluation.rows) :]:
+        axes.set_visible(False)
+    bar = figure.colorbar(mesh, ax=grid_of_axes, format=metric_format(evaluation), shrink=0.6, aspect=30, pad=0.03)
+    bar.outline.set(edgecolor=palette.rule)
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 9 else f"{text[:8]}…"
+def _table(evaluation: Evaluation, row: Row, grid: Sequence[Sequence[float]]) -> np.ndarray:
+    """A row's values, one line of the table per value of the second parameter."""
+    across, down = grid
+    table = np.empty((len(down), len(across)))
+    for theta, value in zip(evaluation.settings, row.values, strict=True):
+        first, second = theta.values()
+        table[down.index(second), across.index(first)] = value
+    return table
 
 
-def contrast(one: Any, other: Any) -> float:
-    """Of two colours, as WCAG defines it."""
-
-    def luminance(colour: Any) -> float:
-        parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
-        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
-
-    dark, light = sorted((luminance(one), luminance(other)))
-    return (light + 0.05) / (dark + 0.05)
+def _name_axes(axes: Axes, evaluation: Evaluation, grid: Sequence[Sequence[float]]) -> None:
+    """The parameters' names, and their first, middle and last value."""
+    for axis, name, values in zip((axes.xaxis, axes.yaxis), evaluation.grid, grid, strict=True):
+        places = sorted({0, len(values) // 2, len(values) - 1})
+        texts = [evaluation.space[name].format(values[place], 3) for place in places]
+        axis.set_ticks([place + 0.5 for place in places], [t if len(t) <= 12 else f"{t[:11]}…" for t in texts])
+        axis.set_label_text(name)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)

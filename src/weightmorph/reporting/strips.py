@@ -1,8 +1,8 @@
-"""What θ does, to see: filters that turn with it, and inputs with what both networks make of them."""
+"""Pictures of what θ does: filters that turn with it, and inputs with what both networks say of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,40 +12,60 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..evaluation import setting_text
 from ..inputs import InputTransform
 from ..model import Conditioned
-from ..parameters import Angle, Categorical, Parameter, ParameterSpace
-from .style import TOP, WIDTH, Palette, Picture, board, picture, tile
+from ..parameters import ParameterSpace
+from .style import WIDTH, Palette, Picture, picture
 
 __all__ = ["filters", "inputs", "thumbnails"]
 
-LEFT = 1.02
-"""Room for names on the left of a strip, in inches."""
 SHOWN = 4
-"""Filters, or images, per parameter."""
+"""Filters, or images, of a picture that varies one parameter."""
+
+Sweep = tuple[str, list[dict[str, Any]]]
+"""A parameter's name, and settings that vary it while the others stay at their anchors."""
 
 
-def stops(parameter: Parameter) -> list[float]:
-    """Up to eight values over the range, the anchor among them.
-
-    Example:
-        >>> stops(Angle("deg"))
-        [0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0]
-    """
-    if isinstance(parameter, Categorical):
-        return [float(v) for v in parameter.grid(8)[:8]]
-    if isinstance(parameter, Angle):
-        return [float(v) for v in parameter.grid(8)]
-    values = [float(v) for v in parameter.grid(7)]
-    nearest = min(range(len(values)), key=lambda i: abs(values[i] - parameter.anchor_value))
-    values[nearest] = parameter.anchor_value
-    return values
+def _sweeps(space: ParameterSpace) -> list[Sweep]:
+    """One for each of the first two parameters."""
+    return [
+        (name, [space.anchor | {name: value} for value in space[name].spaced(8).tolist()]) for name in list(space)[:2]
+    ]
 
 
-def _ways(space: ParameterSpace) -> list[tuple[str, list[dict[str, Any]]]]:
-    """For each of the first two parameters, settings that vary it and leave the others at their anchors."""
-    return [(name, [space.anchor | {name: value} for value in stops(space[name])]) for name in list(space)[:2]]
+def _height(sweeps: Sequence[Sweep], count: int, aspect: float, below: float) -> float:
+    """A figure's height in inches, for `count` rows of images a sweep with so much text below each."""
+    side = (WIDTH - 1.1) / max(len(settings) for _, settings in sweeps)
+    return len(sweeps) * (0.4 + count * (min(aspect, 1.0) * side + below))
+
+
+def _cells(
+    figure: Figure, palette: Palette, space: ParameterSpace, sweeps: Sequence[Sweep], count: int
+) -> Iterator[tuple[int, int, int, Axes]]:
+    """Axes for every sweep, row and setting, with the varied parameter's values above the columns."""
+    columns = max(len(settings) for _, settings in sweeps)
+    grid = figure.subplots(len(sweeps) * count, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(True)
+    for number, (name, settings) in enumerate(sweeps):
+        rows = grid[number * count : (number + 1) * count]
+        _write(rows[0, 0], name, (0, 1), 6, va="baseline", fontweight="bold")
+        for axes, theta in zip(rows[0], settings, strict=False):
+            anchor = theta[name] == space[name].anchor_value
+            style = {"color": palette.ink, "fontweight": "bold"} if anchor else {"color": palette.muted}
+            axes.set_title("\n" * min(number, 1) + space[name].format(theta[name], 3), **style)
+        for (row, column), axes in np.ndenumerate(rows):
+            if column < len(settings):
+                yield number, row, column, axes
+            else:
+                axes.set_visible(False)
+
+
+def _write(axes: Axes, text: str, at: tuple[float, float], up: float = 0.0, **style: Any) -> None:
+    """Write at a place in fractions of an image and so many points above it; at its left edge, on the left of it."""
+    aside, align = (-7, "right") if at[0] == 0 else (0, "center")
+    axes.annotate(text, at, (aside, up), xycoords="axes fraction", textcoords="offset points", ha=align, **style)
 
 
 def filters(model: Conditioned) -> Picture | None:
@@ -53,217 +73,152 @@ def filters(model: Conditioned) -> Picture | None:
     slot = next((s for s in model.slots.values() if s.spatial == 2 and s.n_taps > 1), None)
     if slot is None:
         return None
-    ways = _ways(model.space)
+    sweeps = _sweeps(model.space)
+
+    def kernels(theta: Mapping[str, Any]) -> Tensor:
+        """Weights as `(outputs, inputs, h, w)`."""
+        weight = model.weights(**theta)[slot.name]
+        if slot.kind == "conv_transpose":
+            return weight.transpose(0, 1)
+        return weight if slot.kind == "conv" else weight.reshape(weight.shape[0], -1, *slot.kernel)
+
     with torch.no_grad():
-        made = [[_kernels(model.weights(**theta)[slot.name], slot.kind, slot.kernel) for theta in w] for _, w in ways]
-        home = _kernels(model.weights(**model.space.anchor)[slot.name], slot.kind, slot.kernel)
-    best = [_liveliest(home, k) for k in _order(home)[: SHOWN if len(ways) == 1 else SHOWN - 1]]
+        outputs, inputs = _liveliest(kernels(model.space.anchor), SHOWN if len(sweeps) == 1 else SHOWN - 1)
+        taps = [torch.stack([kernels(theta)[outputs, inputs].cpu() for theta in way]).numpy() for _, way in sweeps]
+    numbers = outputs.tolist()
 
-    def draw(palette: Palette) -> Figure:
-        side = (WIDTH - LEFT - 0.1) / max(len(w) for _, w in ways)
-        figure, page = board(TOP - 0.06 + len(ways) * (len(best) * side + 0.5), palette)
+    def draw(figure: Figure, palette: Palette) -> None:
         colours = LinearSegmentedColormap.from_list("signed", (palette.inverse, palette.paper, palette.series[0]))
-        top = TOP + 0.1
-        for (name, way), kernels in zip(ways, made, strict=True):
-            _headings(page, palette, model.space, name, way, top, side)
-            for place, (number, channel) in enumerate(best):
-                y = top + 0.3 + place * side
-                page.text(LEFT - 0.14, y + side / 2, f"filter {number}", ha="right", va="center", color=palette.muted)
-                reach = max(float(k[number, channel].abs().max()) for k in kernels) or 1.0
-                for column, kernel in enumerate(kernels):
-                    image = kernel[number, channel].cpu().numpy()
-                    tile(page, image, LEFT + column * side, y, side - 0.08, palette, colours, -reach, reach)
-            top += len(best) * side + 0.5
-        return figure
+        for sweep, row, column, axes in _cells(figure, palette, model.space, sweeps, len(numbers)):
+            reach = float(np.abs(taps[sweep][:, row]).max()) or 1.0
+            axes.imshow(taps[sweep][column, row], cmap=colours, vmin=-reach, vmax=reach, interpolation="nearest")
+            if column == 0:
+                _write(axes, f"filter {numbers[row]}", (0, 0.5), va="center", color=palette.muted)
 
-    over = " and ".join(name for name, _ in ways)
-    alt = (
-        f"{len(best)} filters of the layer {slot.layer!r}, {slot.kernel[0]} by {slot.kernel[1]} taps, at settings of "
-        f"{over} from {setting_text(model.space, ways[0][1][0])} to {setting_text(model.space, ways[0][1][-1])}."
-    )
-    layer = f" of {slot.layer}" if slot.layer else ""
+    over = " and ".join(name for name, _ in sweeps)
+    turn = all(parameter.turn is not None for parameter in model.space.values())
+    tall, wide = slot.kernel
+    first, last = (model.space.format(sweeps[0][1][end]) for end in (0, -1))
     return picture(
         "filters",
-        f"Filters{layer} {'turn with' if _turns(model.space) else 'follow'} {over}",
+        f"Filters{f' of {slot.layer}' if slot.layer else ''} {'turn with' if turn else 'follow'} {over}",
         draw,
+        height=_height(sweeps, len(numbers), tall / wide, 0.1),
+        compress=True,
+        w_pad=0.03,
         subtitle="Made by the weight transform; each filter on one scale, zero in between",
         caption="At the anchor, in bold, a filter is the frozen network's own.",
-        alt=alt,
+        alt=f"{len(numbers)} filters of the layer {slot.layer!r}, {tall} by {wide} taps, at settings of {over} from "
+        f"{first} to {last}.",
     )
 
 
-def _turns(space: ParameterSpace) -> bool:
-    return all(isinstance(parameter, Angle) for parameter in space.values())
-
-
-def _kernels(weight: Tensor, kind: str, kernel: Sequence[int]) -> Tensor:
-    """Weights as `(outputs, inputs, h, w)`."""
-    if kind == "conv_transpose":
-        return weight.transpose(0, 1)
-    return weight if kind == "conv" else weight.reshape(weight.shape[0], -1, *kernel)
-
-
-def _order(kernels: Tensor) -> list[int]:
-    """Output channels by how much their taps vary, for those that do not hardly show a turn."""
-    varied = kernels - kernels.mean((-2, -1), keepdim=True)
-    order: list[int] = varied.square().sum((-2, -1)).amax(1).argsort(descending=True, stable=True).tolist()
-    return order
-
-
-def _liveliest(kernels: Tensor, number: int) -> tuple[int, int]:
-    """An output channel with the input channel that it reads with most variation."""
-    varied = kernels[number] - kernels[number].mean((-2, -1), keepdim=True)
-    return number, int(varied.square().sum((-2, -1)).argmax())
+def _liveliest(kernels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Output channels whose taps vary most, because others hardly show a turn, and the liveliest input of each."""
+    varied = (kernels - kernels.mean((-2, -1), keepdim=True)).square().sum((-2, -1))
+    outputs = varied.amax(1).argsort(descending=True, stable=True)[:count]
+    return outputs, varied[outputs].argmax(1)
 
 
 def inputs(
-    model: Conditioned,
-    transform: InputTransform,
-    x: Tensor,
-    y: Tensor,
-    labels: Sequence[str] | None = None,
+    model: Conditioned, transform: InputTransform, x: Tensor, y: Tensor, labels: Sequence[str] | None = None
 ) -> Picture:
     """Images at several θ, and under each what the frozen network and the conditioned one say, right or wrong."""
-    ways = _ways(model.space)
-    chosen = _distinct(y, SHOWN if len(ways) == 1 else SHOWN - 2)
-    x, y = x[chosen].to(model.view.device), y[chosen]
-    shown: list[list[np.ndarray]] = []
-    said: list[list[tuple[Tensor | None, Tensor | None]]] = []
-    frozen = model.frozen()
-    with torch.no_grad():
-        for _, way in ways:
-            seen = [transform(x, generator=torch.Generator().manual_seed(0), **theta) for theta in way]
-            shown.append([as_images(s, x) for s in seen])
-            said.append(
-                [(_classes(frozen(s)), _classes(model.at(**theta)(s))) for s, theta in zip(seen, way, strict=True)]
-            )
-    spoken = y.dim() == 1 and not y.is_floating_point() and said[0][0][0] is not None
+    sweeps = _sweeps(model.space)
+    chosen = _different(y, SHOWN if len(sweeps) == 1 else SHOWN // 2)
+    x, y = x[chosen].to(model.device), y[chosen]
+    images, answers = zip(*(_observe(model, transform, x, settings) for _, settings in sweeps), strict=True)
+    targets = y.tolist() if y.dim() == 1 and not y.is_floating_point() and answers[0] is not None else []
 
     def name(number: int) -> str:
         text = labels[number] if labels is not None and 0 <= number < len(labels) else str(number)
         return text if len(text) <= 11 else f"{text[:10]}…"
 
-    def draw(palette: Palette) -> Figure:
-        side = (WIDTH - LEFT - 0.1) / max(len(w) for _, w in ways)
-        row_height = side + (0.44 if spoken else 0.05)
-        figure, page = board(TOP - 0.06 + len(ways) * (len(chosen) * row_height + 0.5), palette)
-        top = TOP + 0.1
-        for (parameter, way), images, words in zip(ways, shown, said, strict=True):
-            _headings(page, palette, model.space, parameter, way, top, side)
-            for place in range(len(chosen)):
-                y0 = top + 0.3 + place * row_height
-                if spoken:
-                    page.text(
-                        LEFT - 0.14,
-                        y0 + side / 2,
-                        f"this is {name(int(y[place]))}",
-                        ha="right",
-                        va="center",
-                        color=palette.ink,
-                    )
-                    page.text(
-                        LEFT - 0.14,
-                        y0 + side + 0.05,
-                        "frozen",
-                        ha="right",
-                        va="center",
-                        color=palette.muted,
-                        fontsize=8,
-                    )
-                    page.text(
-                        LEFT - 0.14,
-                        y0 + side + 0.21,
-                        "conditioned",
-                        ha="right",
-                        va="center",
-                        color=palette.muted,
-                        fontsize=8,
-                    )
-                for column, picture_ in enumerate(images):
-                    left = LEFT + column * side
-                    tile(page, picture_[place], left, y0, side - 0.08, palette, "gray", 0, 1)
-                    if spoken:
-                        for line, classes in enumerate(words[column]):
-                            assert classes is not None
-                            right = int(classes[place]) == int(y[place])
-                            page.text(
-                                left + side / 2 - 0.04, y0 + side + 0.05 + 0.16 * line,
-                                f"{name(int(classes[place]))} {'✓' if right else '✗'}", ha="center", va="center",
-                                fontsize=8, color=palette.ink if right else palette.wrong,
-                                fontweight="normal" if right else "bold",
-                            )  # fmt: skip
-            top += len(chosen) * row_height + 0.5
-        return figure
+    def draw(figure: Figure, palette: Palette) -> None:
+        for sweep, row, column, axes in _cells(figure, palette, model.space, sweeps, len(chosen)):
+            axes.imshow(images[sweep][column, row], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            if targets:
+                numbers = answers[sweep][:, column, row].tolist()
+                texts = [f"{name(number)} {'✓' if number == targets[row] else '✗'}" for number in numbers]
+                _caption(axes, palette, texts, f"this is {name(targets[row])}" if column == 0 else "")
 
-    alt = f"{len(chosen)} images at {len(ways[0][1])} settings each."
-    if spoken:
-        for place in range(len(chosen)):
-            hits = [[int(words[k][place]) == int(y[place]) for words in said[0]] for k in (0, 1)]  # type: ignore[index]
-            alt += (
-                f" An image of {name(int(y[place]))}: the frozen network is right at {sum(hits[0])} of {len(hits[0])} "
-                f"settings, the conditioned one at {sum(hits[1])}."
-            )
-    first = "The first images given" + (", with different targets" if spoken else "")
+    count = len(sweeps[0][1])
+    alt = f"{len(chosen)} images at {count} settings each."
+    for place, target in enumerate(targets):
+        frozen, conditioned = (answers[0][:, :, place] == target).sum(1)
+        alt += (
+            f" An image of {name(target)}: the frozen network is right at {frozen} of {count} settings, "
+            f"the conditioned one at {conditioned}."
+        )
+    first = "The first images given" + (", with different targets" if targets else "")
     return picture(
         "inputs",
-        f"What the networks see{' and say' if spoken else ''}",
+        f"What the networks see{' and say' if targets else ''}",
         draw,
-        subtitle=f"{first}; ✓ right, ✗ wrong" if spoken else first,
+        height=_height(sweeps, len(chosen), x.shape[-2] / x.shape[-1], 0.45 if targets else 0.1),
+        compress=True,
+        w_pad=0.03,
+        subtitle=f"{first}; ✓ right, ✗ wrong" if targets else first,
         alt=alt,
     )
 
 
+def _caption(axes: Axes, palette: Palette, answers: Sequence[str], target: str) -> None:
+    """Both networks' answers below an image, wrong ones in red; with a `target`, it and their names on the left."""
+    for line, network, answer in zip((-4, -15), ("frozen", "conditioned"), answers, strict=True):
+        style = {"color": palette.wrong, "fontweight": "bold"} if answer.endswith("✗") else {}
+        _write(axes, answer, (0.5, 0), line, va="top", fontsize=7.5, **style)
+        if target:
+            _write(axes, network, (0, 0), line, va="top", color=palette.muted, fontsize=7.5)
+    _write(axes, target, (0, 0.5), va="center")
+
+
+def _different(y: Tensor, count: int) -> list[int]:
+    """The first images with different targets, then the first of the rest."""
+    first: dict[tuple[float, ...], int] = {}
+    for number, target in enumerate(y):
+        first.setdefault(tuple(target.flatten().tolist()), number)
+        if len(first) == count:
+            break
+    rest = [number for number in range(min(len(y), 2 * count)) if number not in first.values()]
+    return sorted([*first.values(), *rest][:count])
+
+
+def _observe(
+    model: Conditioned, transform: InputTransform, x: Tensor, settings: Sequence[dict[str, Any]]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images `(settings, B, …)`, and the classes that both networks name, `(2, settings, B)`, if they name any."""
+    with torch.no_grad():
+        seen = [transform(x, generator=torch.Generator().manual_seed(0), **theta) for theta in settings]
+        frozen = [_classes(model.frozen()(image)) for image in seen]
+        conditioned = [_classes(model.at(**theta)(image)) for image, theta in zip(seen, settings, strict=True)]
+    images = np.stack([_as_images(image, x) for image in seen])
+    return images, None if frozen[0] is None else np.asarray([frozen, conditioned])
+
+
+def _classes(output: object) -> list[int] | None:
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
+        return None
+    classes: list[int] = logits.argmax(1).tolist()
+    return classes
+
+
 def thumbnails(transform: InputTransform, x: Tensor) -> Mapping[float, np.ndarray]:
-    """One image at eight angles, where the transform's only parameter is one."""
+    """One image at eight angles, if the transform's only parameter is one."""
     (name, parameter), *more = transform.parameters.items()
-    if more or not isinstance(parameter, Angle):
+    if more or parameter.turn is None:
         return {}
-    seen = [
-        (value, transform(x[:1], generator=torch.Generator().manual_seed(0), **_one(name, value)))
-        for value in stops(parameter)
-    ]
-    return {value: as_images(image, x[:1])[0] for value, image in seen}
+    seen = {
+        value: transform(x[:1], generator=torch.Generator().manual_seed(0), **{name: value})
+        for value in parameter.spaced(8).tolist()
+    }
+    return {value: _as_images(image, x[:1])[0] for value, image in seen.items()}
 
 
-def _one(name: str, value: float) -> dict[str, Any]:
-    return {name: value}
-
-
-def as_images(x: Tensor, scale: Tensor) -> np.ndarray:
+def _as_images(x: Tensor, scale: Tensor) -> np.ndarray:
     """`(B, C, H, W)` to `(B, H, W)` or, for three channels, `(B, H, W, 3)`, in [0, 1] on the scale of other images."""
     span = scale.flatten(1)
     low, high = (end.reshape(-1, 1, 1, 1) for end in (span.amin(1), span.amax(1)))
     x = ((x - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).float().cpu()
     return np.asarray(x.permute(0, 2, 3, 1) if x.shape[1] == 3 else x[:, 0])
-
-
-def _distinct(y: Tensor, count: int) -> list[int]:
-    """The first images with different targets, then the first of the rest."""
-    keys = [row.flatten().tolist() for row in y[:200]]
-    first = [i for i, key in enumerate(keys) if key not in keys[:i]]
-    return sorted((first + [i for i in range(len(keys)) if i not in first])[:count])
-
-
-def _classes(output: object) -> Tensor | None:
-    logits = getattr(output, "logits", output)
-    return logits.argmax(1).cpu() if isinstance(logits, Tensor) and logits.dim() == 2 and logits.shape[1] > 1 else None
-
-
-def _headings(
-    page: Axes,
-    palette: Palette,
-    space: ParameterSpace,
-    name: str,
-    way: Sequence[Mapping[str, float]],
-    top: float,
-    side: float,
-) -> None:
-    """The varied parameter's values above the columns."""
-    page.text(LEFT - 0.14, top + 0.13, name, ha="right", va="center", color=palette.ink, fontweight="bold")
-    for column, theta in enumerate(way):
-        home = theta[name] == space[name].anchor_value
-        page.text(
-            LEFT + column * side + side / 2 - 0.04, top + 0.13, setting_text(space, {name: theta[name]}), ha="center",
-            va="center", fontsize=8.5, color=palette.ink if home else palette.muted,
-            fontweight="bold" if home else "normal",
-        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Colours, lines and lettering of the report's pictures, in a light and a dark version."""
+"""Colours, matplotlib settings and row styles of the report's pictures, in a light and a dark version."""
 
 from __future__ import annotations
 
@@ -11,30 +11,26 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
-from PIL import Image  # which matplotlib brings along
+from PIL import Image  # a dependency of matplotlib
 
 from ..evaluation import Evaluation, Row
 
-__all__ = [
-    "DARK", "LIGHT", "TOP", "WIDTH", "Line", "Palette", "Picture", "board", "drawing_order", "ends", "lines", "picture",
-    "score", "spread", "tile",
-]  # fmt: skip
+__all__ = ["DARK", "LIGHT", "WIDTH", "Palette", "Picture", "axis_range", "metric_format", "picture", "row_styles"]
 
 DPI = 160
 CSS = 100
 """CSS pixels to the inch, on the page."""
-WIDTH, TOP = 7.2, 0.66
-"""Of every picture, and of its title, in inches."""
+WIDTH, TITLE = 7.2, 0.66
+"""The width of every picture, and the height of its title, in inches."""
 
 
 @dataclass(frozen=True)
 class Palette:
-    """The colours of one version. `series` starts with the conditioned network's; the others' follow in order."""
+    """The colours of one version. `series` starts with the conditioned network's; the others follow in order."""
 
     paper: str
     ink: str
@@ -56,22 +52,7 @@ DARK = Palette(
     inverse="#f0975a", series=("#6bb8f0", "#45cba0", "#e2a0cb", "#dcc04a", "#a9a9f5"),
 )  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Line:
-    """How a row is drawn: by its dashes and marks as well as its colour, so that colour is not needed to tell it."""
-
-    color: str
-    dashes: Any
-    width: float
-    marker: str
-
-    def options(self) -> dict[str, Any]:
-        """For `plot`."""
-        return {"color": self.color, "linestyle": self.dashes, "linewidth": self.width, "solid_capstyle": "round"}
-
-
-# Five, which do not keep step with the four colours: twenty rows before two are alike.
+# Five, while four colours take turns: twenty rows before two are the same.
 DASHES: tuple[Any, ...] = (
     (0, (7, 1.6, 1.4, 1.6)),
     (0, (10, 2.5)),
@@ -81,36 +62,44 @@ DASHES: tuple[Any, ...] = (
 )
 
 
-def drawing_order(rows: Sequence[Row]) -> list[Row]:
-    """The solid line first: broken ones on top of it leave it to be seen."""
-    return sorted(rows, key=lambda row: row.role != "conditioned")
+def settings(palette: Palette) -> Any:
+    """Matplotlib's rcParams for one version, whatever the user's are."""
+    # The backend is not a matter of style, and rc_context does not restore it.
+    plain = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}
+    return plain | {
+        "font.family": "DejaVu Sans", "font.size": 8.5, "text.parse_math": False, "text.color": palette.ink,
+        "figure.dpi": DPI, "figure.facecolor": palette.paper, "figure.constrained_layout.w_pad": 0.08,
+        "axes.facecolor": "none", "axes.edgecolor": palette.rule, "axes.labelcolor": palette.muted,
+        "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
+        "axes.titlesize": 8.5, "grid.color": palette.rule, "grid.linewidth": 0.7,
+        "xtick.color": palette.rule, "xtick.labelcolor": palette.muted, "ytick.labelcolor": palette.muted,
+        "ytick.major.size": 0, "lines.solid_capstyle": "round",
+        "legend.frameon": False, "legend.handlelength": 3.4, "legend.labelspacing": 0.9,
+    }  # fmt: skip
 
 
-def lines(rows: Sequence[Row], palette: Palette) -> dict[str, Line]:
-    """How each row is drawn, by name."""
-    known = {
-        "conditioned": Line(palette.series[0], "-", 2.4, "o"),
-        "frozen": Line(palette.frozen, (0, (1, 1.5)), 1.9, "x"),
-        "inverse": Line(palette.inverse, (0, (4.5, 2.2)), 1.7, "s"),
+def row_styles(rows: Sequence[Row], palette: Palette) -> dict[str, dict[str, Any]]:
+    """Options of `plot` by row: dashes and marks differ as well as colours, so that no reader depends on colour."""
+    known: dict[str, tuple[str, Any, float, str]] = {
+        "conditioned": (palette.series[0], "-", 2.4, "o"),
+        "frozen": (palette.frozen, (0, (1, 1.5)), 1.9, "x"),
+        "inverse": (palette.inverse, (0, (4.5, 2.2)), 1.7, "s"),
     }
-    found: dict[str, Line] = {}
-    for row in rows:
-        if row.role in known:
-            found[row.name] = known[row.role]
-            continue
-        n = sum(1 for name in found if name not in known)
-        found[row.name] = Line(
-            palette.series[1 + n % (len(palette.series) - 1)], DASHES[n % len(DASHES)], 1.7, "^DvP*"[n % 5]
-        )
-    return found
+    names = ("color", "linestyle", "linewidth", "marker")
+    others = [row.name for row in rows if row.role not in known]
+    styles = {row.name: dict(zip(names, known[row.role], strict=True)) for row in rows if row.role in known}
+    for n, name in enumerate(others):
+        color = palette.series[1 + n % (len(palette.series) - 1)]
+        styles[name] = dict(zip(names, (color, DASHES[n % len(DASHES)], 1.7, "^DvP*"[n % 5]), strict=True))
+    return styles
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, light and dark, with what is said of it.
+    """A picture, light and dark, with the words that go with it.
 
-    `png` and `png_dark` are to stand alone, with the title on them; `inner` and `inner_dark` are the same without it,
-    for a page that says it in its own letters. `size` is that of the latter, in CSS pixels.
+    `png` and `png_dark` have the title on them, to stand alone; `inner` and `inner_dark` lack it, for a page that has
+    the title as text. `size` is that of the latter, in CSS pixels.
     """
 
     name: str
@@ -129,33 +118,47 @@ _drawing = threading.Lock()
 
 
 def picture(
-    name: str, title: str, draw: Callable[[Palette], Figure], *, subtitle: str = "", caption: str = "", alt: str
+    name: str,
+    title: str,
+    draw: Callable[[Figure, Palette], None],
+    *,
+    height: float,
+    subtitle: str = "",
+    caption: str = "",
+    alt: str,
+    **layout: Any,
 ) -> Picture:
-    """Draw both versions, whatever the user's matplotlib style is, and leave that style as it was.
+    """Draw both versions, and leave the user's matplotlib settings as they were.
 
     Args:
         name: of the file.
-        title: stands on the picture's top.
-        draw: gives a `board` that has left its upper `TOP` inches free.
+        title: of the picture.
+        draw: fills an empty figure.
+        height: of the figure below the title, in inches; empty rows at its ends are cut off.
         subtitle: below the title.
-        caption: what the page says below it.
-        alt: what it shows, in words.
+        caption: the page's text below the picture.
+        alt: the content in words.
+        **layout: options of matplotlib's `ConstrainedLayoutEngine`.
     """
-    made: list[bytes] = []
-    # matplotlib's settings are global: two threads in here at once would restore each other's.
-    with _drawing, matplotlib.rc_context(_defaults()):
-        for palette in (LIGHT, DARK):
-            figure = draw(palette)
-            page = figure.axes[0]
-            page.text(0.12, 0.27, title, color=palette.ink, fontsize=11.5, fontweight="bold", va="center")
-            page.text(0.12, 0.51, subtitle, color=palette.muted, fontsize=8.5, va="center")
+    images: list[np.ndarray] = []
+    total, top = height + TITLE, round(TITLE * DPI)
+    for palette in (LIGHT, DARK):
+        # matplotlib's settings are global: two threads in here at once would restore each other's.
+        with _drawing, matplotlib.rc_context(settings(palette)):
+            engine = ConstrainedLayoutEngine(rect=(0, 0, 1, height / total), **layout)
+            figure = Figure((WIDTH, total), layout=engine)
+            draw(figure, palette)
+            figure.text(0.017, 1 - 0.27 / total, title, fontsize=11.5, fontweight="bold", va="center")
+            figure.text(0.017, 1 - 0.51 / total, subtitle, color=palette.muted, va="center")
             canvas: Any = FigureCanvasAgg(figure)
             canvas.draw()
-            pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-            made += [_png(pixels), _png(pixels[round(TOP * DPI) :])]
-    height, width = pixels.shape[0] / DPI - TOP, pixels.shape[1] / DPI
-    size = round(width * CSS), round(height * CSS)
-    return Picture(name, title, subtitle, caption, alt, made[0], made[2], made[1], made[3], size)
+            images.append(np.asarray(canvas.buffer_rgba())[..., :3])
+    rows = np.flatnonzero((images[0][top:] != images[0][-1, -1]).any((1, 2)))  # those that are not empty
+    content = slice(max(top + rows[0] - DPI // 20, top), top + rows[-1] + DPI // 10)
+    size = round(WIDTH * CSS), round((content.stop - content.start) * CSS / DPI)
+    png, png_dark = (_png(np.concatenate((image[:top], image[content]))) for image in images)
+    inner, inner_dark = (_png(image[content]) for image in images)
+    return Picture(name, title, subtitle, caption, alt, png, png_dark, inner, inner_dark, size)
 
 
 def _png(pixels: np.ndarray) -> bytes:
@@ -164,74 +167,21 @@ def _png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _defaults() -> Any:
-    # The backend is not a matter of style, and rc_context does not restore it.
-    plain = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}
-    return {**plain, "font.family": "DejaVu Sans", "font.size": 9.0, "text.parse_math": False}
+def axis_range(evaluation: Evaluation, rows: Sequence[Row], *, close: bool = False) -> tuple[float, float]:
+    """The ends of the metric's axis.
 
-
-def board(height: float, palette: Palette) -> tuple[Figure, Axes]:
-    """An empty figure, and axes over all of it whose units are inches from its top left corner, y downwards.
-
-    Its upper `TOP` inches are the title's.
+    An accuracy has 0 to 1, or starts at a multiple of 10 % where all rows are well above. Any other metric, and a
+    closer look, has the range of its values.
     """
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor=palette.paper)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    axes.set(xlim=(0, WIDTH), ylim=(height, 0))
-    return figure, axes
-
-
-def tile(
-    page: Axes, image: np.ndarray, x: float, y: float, side: float, palette: Palette, colours: Any = "gray",
-    low: float = 0.0, high: float = 1.0,
-) -> None:  # fmt: skip
-    """Put an image, whole, into the middle of a square of a board, in a frame."""
-    tall, wide = image.shape[:2]
-    w, h = side * wide / max(tall, wide), side * tall / max(tall, wide)
-    x, y = x + (side - w) / 2, y + (side - h) / 2
-    ends = page.get_xlim(), page.get_ylim()  # which imshow would change
-    page.imshow(image, cmap=colours, vmin=low, vmax=high, extent=(x, x + w, y + h, y), interpolation="nearest")
-    page.set(xlim=ends[0], ylim=ends[1])
-    page.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=palette.rule, linewidth=0.8, zorder=3))
-
-
-def ends(found: Evaluation, rows: Sequence[Row]) -> tuple[float, float]:
-    """A sensible range of the metric: for an accuracy from 0, or from a multiple of 10 % where all are well above."""
     low, high = min(row.worst for row in rows), max(max(row.values) for row in rows)
-    if found.metric == "accuracy":
+    accuracy = evaluation.metric == "accuracy"
+    if accuracy and not close:
         floor = math.floor(10 * low - 0.5) / 10
         return (floor if floor >= 0.3 else 0.0), 1.0
     pad = 0.08 * (high - low) or abs(high) * 0.1 or 1.0
-    return low - pad, high + pad
+    return low - pad, min(high + pad, 1.0) if accuracy else high + pad
 
 
-def score(found: Evaluation) -> FuncFormatter:
-    """The metric on an axis."""
-    return FuncFormatter(lambda value, _: f"{100 * value:.4g} %" if found.metric == "accuracy" else f"{value:.4g}")
-
-
-def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move labels apart: as near to their places as a distance of `gap` and the two ends allow.
-
-    Example:
-        >>> spread([1.0, 1.0, 5.0], gap=2.0, low=0.0, high=10.0)
-        [0.0, 2.0, 5.0]
-    """
-    order = sorted(range(len(places)), key=lambda i: places[i])
-    # Groups that touch are centred on the mean of what they want.
-    groups: list[list[int]] = []
-
-    def start(group: list[int]) -> float:
-        wanted = sum(places[i] - gap * k for k, i in enumerate(group)) / len(group)
-        return min(max(wanted, low), max(low, high - gap * (len(group) - 1)))
-
-    for index in order:
-        groups.append([index])
-        while len(groups) > 1 and start(groups[-1]) < start(groups[-2]) + gap * len(groups[-2]):
-            groups[-2:] = [groups[-2] + groups[-1]]
-    moved = list(places)
-    for group in groups:
-        for k, index in enumerate(group):
-            moved[index] = start(group) + gap * k
-    return moved
+def metric_format(evaluation: Evaluation) -> FuncFormatter:
+    """The metric's values as an axis shows them."""
+    return FuncFormatter(lambda value, _: f"{100 * value:.4g} %" if evaluation.metric == "accuracy" else f"{value:.4g}")

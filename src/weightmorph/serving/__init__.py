@@ -1,9 +1,8 @@
-"""A conditioned network over HTTP: each request with its own θ, many of them in one per-sample call.
+"""Serve a conditioned network over HTTP: each request has its own θ, and many share one per-sample call.
 
-On [Starlette](https://www.starlette.io) and [uvicorn](https://www.uvicorn.org), in one process: the event loop reads
-and checks requests, and one thread runs the network. What cannot be answered is refused before it joins a batch, so no
-request suffers for another's fault. `lit_api` and `lit_run` are the same on LitServe. `docs/command_line.md` has the
-protocol.
+One process on [Starlette](https://www.starlette.io) and [uvicorn](https://www.uvicorn.org): the event loop reads and
+checks requests, and one thread runs the network. A request that cannot be answered is refused before it joins a batch,
+so one client's fault never costs another its answer. `docs/command_line.md` describes the protocol.
 
     >>> import torch, weightmorph as wm
     >>> from weightmorph.serving import Inputs, application
@@ -15,11 +14,8 @@ protocol.
 """
 
 from .backend import Backend, OneSetting, PerSample
+from .inputs import Inputs, PredictRequest
 from .limits import Limits
-from .lit import lit_api, lit_run
-from .request import Asked, Inputs
 from .run import application, run
 
-__all__ = [
-    "Asked", "Backend", "Inputs", "Limits", "OneSetting", "PerSample", "application", "lit_api", "lit_run", "run",
-]  # fmt: skip
+__all__ = ["Backend", "Inputs", "Limits", "OneSetting", "PerSample", "PredictRequest", "application", "run"]

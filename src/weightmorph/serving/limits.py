@@ -1,4 +1,4 @@
-"""What a server takes before it says no."""
+"""The limits beyond which a server refuses a request."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ __all__ = ["Limits"]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes at most.
+    """The limits of a server.
 
     Args:
         batch: requests in one call of the network.
-        wait: how long the first request of a batch waits for others, in seconds. Those that come while the network runs
-            are the next batch anyway.
-        body: bytes of a request's body; more is answered with 413.
-        queue: requests that wait; one more is answered with 503.
-        timeout: seconds from a request's first byte to its answer; later it is 408 while the body is being read, and
-            504 while it waits.
-        grace: seconds that requests at hand get when the server is told to stop.
+        wait: how long the first request of a batch waits for others, in seconds. Requests that come while the network
+            runs are the next batch anyway.
+        body: bytes of a request's body; a larger one gets 413.
+        queue: requests that may wait; one more gets 503.
+        timeout: seconds from a request's first byte to its answer. After that it gets 408 while its body is being
+            read, and 504 while it waits.
+        grace: seconds for the requests in progress when the server stops.
 
     Raises:
         ConfigError: if one of them is not above 0 (`wait`: below 0).

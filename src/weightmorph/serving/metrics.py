@@ -13,18 +13,18 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """What `/metrics` shows.
+    """The counts and times that `/metrics` shows.
 
-    | name | what |
+    | name | meaning |
     |---|---|
     | `weightmorph_requests_total{status}` | requests answered, by HTTP status |
     | `weightmorph_request_seconds` | from a request's arrival to its answer |
     | `weightmorph_batch_size` | requests in one call of the network |
-    | `weightmorph_batch_seconds` | of that call |
+    | `weightmorph_batch_seconds` | seconds of that call |
     | `weightmorph_queue` | requests that wait now |
 
     Args:
-        waiting: gives the number that wait.
+        waiting: returns the number of requests that wait.
     """
 
     def __init__(self, waiting: Callable[[], float]) -> None:
@@ -38,11 +38,11 @@ class Metrics:
         Gauge("weightmorph_queue", "Requests that wait", registry=registry).set_function(waiting)
 
     def request(self, status: int, seconds: float) -> None:
-        """One request was answered."""
+        """Count one answered request."""
         self._requests.labels(str(status)).inc()
         self._seconds.observe(seconds)
 
     def batch(self, size: int, seconds: float) -> None:
-        """One batch was run."""
+        """Count one batch."""
         self._sizes.observe(size)
         self._batches.observe(seconds)

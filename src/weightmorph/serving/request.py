@@ -1,4 +1,8 @@
-"""From the bytes of a request to a checked sample and its θ, or to an error that says what is wrong."""
+"""Read the bytes of a request and check them: the result is a `PredictRequest`, or an error that names the fault.
+
+[pydantic](https://docs.pydantic.dev) checks the structure of a JSON body; `application` imports this file when it is
+called.
+"""
 
 from __future__ import annotations
 
@@ -6,164 +10,98 @@ import base64
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..errors import ConfigError, ParameterError, RequestError, near
+from ..errors import ParameterError, RequestError, near
 from ..parameters import Parameter, ParameterSpace
+from .inputs import Array, Inputs, PredictRequest, shape_text
 
-__all__ = ["JSON", "NPY", "Asked", "Inputs", "array", "from_json", "from_npy"]
+__all__ = ["JSON", "NPY", "Body", "NpyText", "array", "from_json", "from_npy", "theta"]
 
 JSON = "application/json"
 NPY = "application/x-npy"
 
-Array = npt.NDArray[Any]
+
+class NpyText(BaseModel):
+    """An .npy file inside a JSON body: `{"npy": base64}`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    npy: str
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What one sample looks like.
+class Body(BaseModel):
+    """The JSON body of a request: the sample, and one value for each parameter."""
 
-    Args:
-        shape: without the batch axis; None leaves an axis open.
-        dtype: `"float32"`, `"float64"`, or `"int64"` for a network that reads indices.
-
-    Example:
-        >>> Inputs((3, None, None)).text
-        '3×any×any float32'
-    """
-
-    shape: tuple[int | None, ...]
-    dtype: Literal["float32", "float64", "int64"] = "float32"
-
-    def __post_init__(self) -> None:
-        if any(size is not None and (isinstance(size, bool) or size < 1) for size in self.shape):
-            raise ConfigError(f"input_shape: expected sizes of 1 or more, or null for an open axis, got {self.shape}")
-        if self.dtype not in ("float32", "float64", "int64"):
-            raise ConfigError(f"input_dtype: expected float32, float64 or int64, got {self.dtype!r}")
-
-    @property
-    def open(self) -> bool:
-        """May samples differ in shape?"""
-        return None in self.shape
-
-    @property
-    def text(self) -> str:
-        """For messages."""
-        return f"{'×'.join('any' if n is None else str(n) for n in self.shape) or 'a single number'} {self.dtype}"
-
-    def example(self, size: int, open_axis: int = 32) -> torch.Tensor:
-        """Zeros to try the network with: `(size, *shape)`."""
-        shape = [open_axis if n is None else n for n in self.shape]
-        return torch.zeros(size, *shape, dtype=getattr(torch, self.dtype))
-
-    def sample(self, value: Array) -> Array:
-        """An array as one sample, checked.
-
-        Raises:
-            RequestError: if it has another shape or kind, or holds what is not finite.
-        """
-        if value.dtype.kind not in "fiu":
-            raise RequestError(f"input: expected numbers, got {_kind(value)}")
-        if self.dtype == "int64" and value.dtype.kind == "f":
-            raise RequestError(f"input: expected whole numbers, got {value.dtype}")
-        fits = len(value.shape) == len(self.shape) and all(
-            n > 0 and wanted in (None, n) for n, wanted in zip(value.shape, self.shape, strict=True)
-        )
-        if not fits:
-            batched = value.shape[:1] == (1,) and len(value.shape) == len(self.shape) + 1
-            hint = "; a request holds one sample, without a batch axis" if batched else ""
-            raise RequestError(f"input: expected shape {self.text}, got {_sizes(value.shape)}{hint}")
-        with np.errstate(over="ignore"):  # what overflows is found on the next line
-            cast = np.ascontiguousarray(value, dtype=self.dtype)
-        if cast.dtype.kind == "f" and not np.isfinite(cast).all():
-            raise RequestError(f"input: expected finite numbers of {self.dtype}, got NaN or infinity among them")
-        return cast
+    model_config = ConfigDict(extra="forbid", strict=True)
+    input: list[Any] | int | float | NpyText
+    theta: dict[str, int | float | str] = {}
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A request that can be answered.
-
-    Attributes:
-        x: the sample, of the shape that [`Inputs`][weightmorph.serving.Inputs] says.
-        theta: a number for each parameter; of a Categorical, the index.
-    """
-
-    x: Array = field(repr=False)  # LitServe makes a text of each request, for a log that is mostly off
-    theta: Mapping[str, float]
-
-
-def from_json(body: bytes, space: ParameterSpace, inputs: Inputs) -> Asked:
+def from_json(body: bytes, space: ParameterSpace, inputs: Inputs) -> PredictRequest:
     """Read `{"input": …, "theta": {name: value}}`, the input as nested lists or `{"npy": base64 of an .npy file}`.
 
     Raises:
-        RequestError: with status 400 for what is not JSON, 422 for anything else that is wrong.
+        RequestError: with status 400 for a body that is not JSON, 422 for anything else that is wrong.
 
     Example:
         >>> from weightmorph import Angle
         >>> space = ParameterSpace({"angle": Angle("deg")})
-        >>> asked = from_json(b'{"input": [1, 2], "theta": {"angle": 30}}', space, Inputs((2,)))
-        >>> asked.x.tolist(), asked.theta
+        >>> request = from_json(b'{"input": [1, 2], "theta": {"angle": 30}}', space, Inputs((2,)))
+        >>> request.x.tolist(), request.theta
         ([1.0, 2.0], {'angle': 30.0})
     """
     try:
-        data = json.loads(body, object_pairs_hook=_once)
+        content = Body.model_validate(json.loads(body, object_pairs_hook=_distinct))
+    except ValidationError as error:
+        raise _refusal(error, space, inputs) from None
     except RequestError:
         raise
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError too
         raise RequestError(f"the body is not JSON: {_first_line(error)}", 400) from error
-    if not isinstance(data, dict):
-        raise RequestError(f'expected an object {{"input": …, "theta": {{…}}}}, got {_kind(data)}')
-    for key in data:
-        if key not in ("input", "theta"):
-            raise RequestError(
-                f"unknown key {_short(key)}; expected 'input' and 'theta'{near(key, ('input', 'theta'))}"
-            )
-    if "input" not in data:
-        raise RequestError(f'"input" is missing: expected nested lists of shape {inputs.text}, or {{"npy": "base64"}}')
-    value = data["input"]
-    if isinstance(value, dict):
-        if list(value) != ["npy"] or not isinstance(value["npy"], str):
-            raise RequestError('input: expected nested lists, or {"npy": "base64 of an .npy file"}, got another object')
+    if isinstance(content.input, NpyText):
         try:
-            content = base64.b64decode(value["npy"], validate=True)
+            x = array(base64.b64decode(content.input.npy, validate=True))
         except ValueError as error:
+            if isinstance(error, RequestError):
+                raise
             raise RequestError(f"input: the text under 'npy' is not base64: {error}", 400) from error
-        x = array(content)
-    elif isinstance(value, list):
-        try:
-            x = np.asarray(value)
-        except (ValueError, OverflowError, RecursionError) as error:
-            raise RequestError(f"input: the nested lists are no array: {_first_line(error)}") from error
-        if (b"true" in body or b"false" in body) and _holds_boolean(value):  # of which NumPy makes 1 and 0
-            raise RequestError("input: expected numbers, got a boolean among them")
     else:
-        x = np.asarray(value if isinstance(value, int | float) and not isinstance(value, bool) else object())
-    return Asked(inputs.sample(x), theta(data.get("theta", {}), space))
+        x = _from_lists(content.input, may_hold_booleans=b"true" in body or b"false" in body)
+    return PredictRequest(inputs.sample(x), theta(content.theta, space))
 
 
-def from_npy(body: bytes, query: Iterable[tuple[str, str]], space: ParameterSpace, inputs: Inputs) -> Asked:
+def from_npy(body: bytes, query: Iterable[tuple[str, str]], space: ParameterSpace, inputs: Inputs) -> PredictRequest:
     """Read an .npy file, and θ from the URL: `POST /predict?angle=30`.
 
     Raises:
-        RequestError: with status 400 for what is not an .npy file, 422 for anything else that is wrong.
+        RequestError: with status 400 for a body that is no .npy file, 422 for anything else that is wrong.
+
+    Example:
+        >>> from weightmorph import Angle
+        >>> file = io.BytesIO()
+        >>> np.save(file, np.ones(2))
+        >>> space = ParameterSpace({"angle": Angle("deg")})
+        >>> from_npy(file.getvalue(), [("angle", "30")], space, Inputs((2,))).theta
+        {'angle': 30.0}
     """
     values: dict[str, Any] = {}
     for name, text in query:
         if name in values:
             raise RequestError(f"parameter {_short(name)} is given twice")
-        values[name] = _number(text)
-    return Asked(inputs.sample(array(body)), theta(values, space))
+        try:
+            values[name] = float(text)
+        except ValueError:  # the name of a category stays text
+            values[name] = text
+    return PredictRequest(inputs.sample(array(body)), theta(values, space))
 
 
 def array(content: bytes) -> Array:
-    """The array in an .npy file. Objects, which would need pickle, are refused before anything is read.
+    """Read an .npy file of numbers. A file of objects, which would need pickle, is refused unread.
 
     Raises:
         RequestError: with status 400.
@@ -175,36 +113,34 @@ def array(content: bytes) -> Array:
         [0, 1, 2]
     """
     file = io.BytesIO(content)
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
-        version = np.lib.format.read_magic(file)
-        readers = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
-        shape, fortran, dtype = readers[version](file)
-    except Exception as error:  # whatever NumPy says to a damaged header
+        shape, fortran, dtype = headers[np.lib.format.read_magic(file)](file)
+    except Exception as error:  # NumPy raises many kinds for a damaged header
         raise RequestError(f"not an .npy file of version 1 or 2: {_first_line(error)}", 400) from error
     if dtype.kind not in "fiu":
         raise RequestError(f"input: expected an .npy file of numbers, got one of {_short(str(dtype))}", 400)
-    # The header's word for the size is not trusted: memory is taken for what has come, not for what was announced.
+    # Memory is taken for the bytes that came, not for the size that the header announces.
     missing = math.prod(shape) * dtype.itemsize - (len(content) - file.tell())
     if missing or any(n < 0 for n in shape):
+        difference = f"{missing:,} bytes more" if missing > 0 else f"{-missing:,} bytes fewer"
         raise RequestError(
-            f"an .npy file of shape {_sizes(shape)} and type {dtype} has "
-            f"{f'{missing:,} bytes more' if missing > 0 else f'{-missing:,} bytes fewer'} than came",
-            400,
+            f"an .npy file of shape {shape_text(shape)} and type {dtype} has {difference} than came", 400
         )
     return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
 
 
-def theta(values: Any, space: ParameterSpace) -> dict[str, float]:
-    """One number for each parameter, checked; what is out of range is refused, for nobody reads a warning here.
+def theta(values: dict[str, Any], space: ParameterSpace) -> dict[str, float]:
+    """Check θ and return one number for each parameter. A value out of range is refused: nobody reads a warning here.
 
     Raises:
-        RequestError: if one is missing, unknown, of a wrong kind, not finite, or out of range.
+        RequestError: if a value is missing, unknown, of a wrong kind, not finite, or out of range.
+
+    Example:
+        >>> from weightmorph import Categorical
+        >>> theta({"time": "night"}, ParameterSpace({"time": Categorical(("day", "night"))}))
+        {'time': 1.0}
     """
-    if not isinstance(values, dict):
-        raise RequestError(f'theta: expected an object such as {{"{next(iter(space))}": …}}, got {_kind(values)}')
     for name in values:
         if name not in space:
             raise RequestError(
@@ -212,18 +148,17 @@ def theta(values: Any, space: ParameterSpace) -> dict[str, float]:
             )
     missing = [name for name in space if name not in values]
     if missing:
-        raise RequestError(f"no value for {', '.join(map(repr, missing))}; at the anchor it is {_anchor(space)}")
-    return {name: _value(name, parameter, values[name]) for name, parameter in space.items()}
+        anchor = ", ".join(f"{name}={getattr(p, 'anchor', p.anchor_value)}" for name, p in space.items())
+        raise RequestError(f"no value for {', '.join(map(repr, missing))}; at the anchor it is {anchor}")
+    return {name: _number(name, parameter, values[name]) for name, parameter in space.items()}
 
 
-def _value(name: str, parameter: Parameter, value: Any) -> float:
-    if isinstance(value, list | dict) or value is None:
-        raise RequestError(f"parameter {name!r}: expected one value, got {_kind(value)}")
+def _number(name: str, parameter: Parameter, value: float | str) -> float:
     try:
         number = float(parameter.tensor(name, value))
     except (ParameterError, OverflowError) as error:
         raise RequestError(_short(str(error), 400, quoted=False)) from error
-    # As float32, in which an angle is encoded.
+    # An angle is encoded in float32.
     if not math.isfinite(number) or abs(number) > float(np.finfo(np.float32).max):
         raise RequestError(f"parameter {name!r}: expected a finite number, got {_short(str(value), quoted=False)}")
     if parameter.bounds is not None:
@@ -238,45 +173,58 @@ def _value(name: str, parameter: Parameter, value: Any) -> float:
     return number
 
 
-def _anchor(space: ParameterSpace) -> str:
-    return ", ".join(f"{name}={getattr(p, 'anchor', p.anchor_value)}" for name, p in space.items())
-
-
-def _number(text: str) -> float | str:
-    """A number where the text reads as one; names of categories stay text."""
+def _from_lists(value: Any, may_hold_booleans: bool) -> Array:
     try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys are distinct: of two values for one parameter, which was meant?"""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise RequestError(f"the key {_short(twice)} is there twice", 400)
-    return found
+        x: Array = np.asarray(value)
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise RequestError(f"input: the nested lists are no array: {_first_line(error)}") from error
+    if may_hold_booleans and _holds_boolean(value):  # NumPy reads them as 1 and 0
+        raise RequestError("input: expected numbers, got a boolean among them")
+    return x
 
 
 def _holds_boolean(value: Any) -> bool:
     return any(map(_holds_boolean, value)) if isinstance(value, list) else isinstance(value, bool)
 
 
+def _refusal(error: ValidationError, space: ParameterSpace, inputs: Inputs) -> RequestError:
+    """The first fault that pydantic found, as what was expected and what came."""
+    first = error.errors(include_url=False)[0]
+    place, value = first["loc"], first["input"]
+    if not place:
+        return RequestError(f'expected an object {{"input": …, "theta": {{…}}}}, got {_kind(value)}')
+    key = str(place[0])
+    if first["type"] == "missing":
+        return RequestError(f'"input" is missing: expected nested lists of shape {inputs.text}, or {{"npy": "base64"}}')
+    if key == "input":
+        kind = "another object" if isinstance(value, dict) or len(place) > 2 else _kind(value)
+        return RequestError(f'input: expected nested lists, or {{"npy": "base64 of an .npy file"}}, got {kind}')
+    if key != "theta":
+        known = ("input", "theta")
+        return RequestError(f"unknown key {_short(key)}; expected 'input' and 'theta'{near(key, known)}")
+    if len(place) == 1:
+        return RequestError(f'theta: expected an object such as {{"{next(iter(space))}": …}}, got {_kind(value)}')
+    got = f"expected a number, got {value!r}" if isinstance(value, bool) else f"expected one value, got {_kind(value)}"
+    return RequestError(f"parameter {_short(str(place[1]))}: {got}")
+
+
+def _distinct(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are distinct: nobody could say which of two values was meant."""
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RequestError(f"the key {_short(twice)} is there twice", 400)
+    return content
+
+
 def _kind(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return f"an array of {value.dtype}" if value.dtype.kind != "O" else "something else among them"
     kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return kinds.get(type(value), "a number")
 
 
-def _sizes(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape[:8])) + ("×…" if len(shape) > 8 else "") or "a single number"
-
-
 def _short(text: str, most: int = 60, quoted: bool = True) -> str:
-    """A client's own text, so long that it can be recognised and no longer."""
+    """A client's own text, cut to a length that still lets it be recognised."""
     text = text if len(text) <= most else f"{text[: most - 1]}…"
     return repr(text) if quoted else text
 

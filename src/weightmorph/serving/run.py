@@ -1,4 +1,4 @@
-"""Running a server."""
+"""Make the application, and run it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, require
 from ..model import Conditioned
-from ..parameters import ParameterSpace
 from ..storage import versions
 from .backend import Backend, backend_for
+from .inputs import Inputs
 from .limits import Limits
-from .request import Inputs
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["application", "run"]
 
 KEEP_ALIVE = 75
-"""Seconds after which a connection is closed on which nothing comes."""
+"""Seconds after which an idle connection is closed."""
 
 
 def application(
@@ -33,28 +32,35 @@ def application(
     *,
     backend: Backend | None = None,
 ) -> Starlette:
-    """The ASGI application that answers for a model.
+    """The ASGI application that serves a model.
 
-    The model is tried first, on zeros: with one sample, and with two that have a θ each. Where the network cannot take
-    one θ per sample, the requests of a batch are answered setting by setting.
+    The model is first run on zeros: on one sample, and on two with a θ each. If the network cannot take one θ per
+    sample, the requests of a batch are answered setting by setting.
 
     Args:
         model: the conditioned network; it is not copied.
         inputs: what one sample looks like.
-        limits: unless given, the defaults of [`Limits`][weightmorph.serving.Limits].
-        backend: what answers a batch, in place of the model, whose parameters it takes.
+        limits: by default those of [`Limits`][weightmorph.serving.Limits].
+        backend: answers a batch in place of the model; it takes the model's parameters.
 
     Raises:
         ConfigError: if the network cannot take such inputs.
-        MissingDependencyError: without Starlette and prometheus-client, `pip install 'weightmorph[serve]'`.
+        MissingDependencyError: without Starlette, pydantic and prometheus-client, `pip install 'weightmorph[serve]'`.
+
+    Example:
+        >>> import torch, weightmorph as wm
+        >>> model = wm.condition(torch.nn.Linear(4, 2), {"angle": wm.Angle("deg")}, wm.LowRank(1))
+        >>> app = application(model, Inputs((4,)), Limits(batch=16))
     """
-    for package in ("starlette", "prometheus_client"):
+    for package in ("starlette", "pydantic", "prometheus_client"):
         require(package, "serve", "serving a model")
     from .app import Service
 
-    backend, about = described(model, inputs, backend)
-    space: ParameterSpace = model.space
-    return Service(backend, space, inputs, limits or Limits(), about).app()
+    about: dict[str, Any] = {"network": model.spec.network, **versions()}
+    if backend is None:
+        backend, reason = backend_for(model, inputs)
+        about["batching"] = "one call per batch" if reason is None else f"one call per setting: {reason}"
+    return Service(backend, model.space, inputs, limits or Limits(), about).app()
 
 
 def run(
@@ -68,23 +74,29 @@ def run(
     backend: Backend | None = None,
     ready: Callable[[str], None] = print,
 ) -> None:
-    """Serve a model until SIGINT (Ctrl-C) or SIGTERM, then answer what is at hand and return.
+    """Serve a model until SIGINT (Ctrl-C) or SIGTERM, then answer the requests in progress and return.
 
     Args:
         model, inputs, limits, backend: as for [`application`][weightmorph.serving.application].
-        host: the interface; the default is reached from this machine alone.
+        host: the interface; the default can be reached from this machine alone.
         port: 0 takes a free one.
         log_level: uvicorn's: `"critical"`, `"error"`, `"warning"`, `"info"`, `"debug"`.
         ready: called with the server's address once it answers.
 
     Raises:
         ConfigError: if the address cannot be used, or the network cannot take such inputs.
-        MissingDependencyError: without Starlette, uvicorn and prometheus-client, `pip install 'weightmorph[serve]'`.
+        MissingDependencyError: without the packages of `pip install 'weightmorph[serve]'`.
+
+    Example:
+        >>> import torch, weightmorph as wm
+        >>> model = wm.condition(torch.nn.Linear(4, 2), {"angle": wm.Angle("deg")}, wm.LowRank(1))
+        >>> stop = lambda address: signal.raise_signal(signal.SIGINT)  # as Ctrl-C does, as soon as it answers
+        >>> run(model, Inputs((4,)), port=0, ready=stop)
     """
     uvicorn = require("uvicorn", "serve", "serving a model")
     limits = limits or Limits()
     app = application(model, inputs, limits, backend=backend)
-    listening = listener(host, port)
+    listening = _listen(host, port)
     config = uvicorn.Config(
         app,
         log_level=log_level,
@@ -99,28 +111,14 @@ def run(
     async def announced(sockets: list[socket.socket] | None = None) -> None:
         await startup(sockets=sockets)
         if server.started:
-            ready(address(*listening.getsockname()[:2]))
+            ready(_address(*listening.getsockname()[:2]))
 
     server.startup = announced
-    with listening, _stopped_quietly():
+    with listening, _signals_end_quietly():
         server.run(sockets=[listening])
 
 
-def described(model: Conditioned, inputs: Inputs, backend: Backend | None) -> tuple[Backend, dict[str, Any]]:
-    """What answers a batch, unless given, found out by trying; and what is told of the model."""
-    about: dict[str, Any] = {"network": model.view.classes[0].__name__, **versions()}
-    if backend is None:
-        backend, why = backend_for(model, inputs)
-        about["batching"] = "one call per batch" if why is None else f"one call per setting: {why}"
-    return backend, about
-
-
-def listener(host: str, port: int) -> socket.socket:
-    """A socket that listens there.
-
-    Raises:
-        ConfigError: if it cannot.
-    """
+def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, OverflowError) as error:
@@ -129,16 +127,15 @@ def listener(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def address(host: str, port: int) -> str:
-    """Where a server is reached."""
+def _address(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 @contextlib.contextmanager
-def _stopped_quietly() -> Iterator[None]:
-    """Being told to stop is how a server ends, so it is no failure.
+def _signals_end_quietly() -> Iterator[None]:
+    """A signal is how a server ends, so it is no failure.
 
-    Uvicorn stops as it should at the first signal, and raises that signal again for whoever handled it before.
+    Uvicorn stops at the first signal, and raises that signal again for the earlier handler.
     """
     main = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}

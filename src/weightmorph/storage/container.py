@@ -1,4 +1,4 @@
-"""One safetensors file with a JSON header: written whole or not at all, read complete or not at all.
+"""One safetensors file with a JSON header: written atomically, and checked when it is read.
 
 **Which format number a file has, and what follows from it** (the policy that every change of the format keeps to):
 
@@ -18,9 +18,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, require
-from ..transforms.registry import plain
+from ..io import plain
+from ..io import replacing as replaced
 
 __all__ = [
     "FORMAT", "KINDS", "MIGRATIONS", "Header", "checksum", "digest", "dtype_name", "listed", "pack", "replaced", "save",
@@ -49,8 +48,7 @@ equal files."""
 KINDS: Mapping[str, str] = {
     "model": "a model: weightmorph.load(path, net)",
     "delta": "a delta: weightmorph.Delta.load(path)",
-    "page": "a delta that needs its book: weightmorph.Delta.load(path, book=…)",
-    "book": "the book of many deltas: weightmorph.DeltaBook.load(path)",
+    "training": "the state of a training run: fit(…, checkpoint=folder)",
     "weights": "the weights of a baked network: net.load_state_dict(safetensors.torch.load_file(path))",
 }
 """What a file can hold, and what reads it."""
@@ -89,19 +87,6 @@ def versions() -> dict[str, str]:
     return {"weightmorph": own, "torch": str(torch.__version__)}
 
 
-@contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write into; it takes its place when all is written, and is gone when not."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def pack(kind: str, data: Mapping[str, Any], tensors: Mapping[str, Any], purpose: str = "saving a model") -> bytes:
     """A file's content.
 
@@ -115,7 +100,7 @@ def pack(kind: str, data: Mapping[str, Any], tensors: Mapping[str, Any], purpose
         CheckpointError: if something is no tensor, or of a kind that safetensors does not know.
         MissingDependencyError: if safetensors is not installed.
     """
-    safetensors = require("safetensors.torch", "hub", purpose)
+    safetensors = require("safetensors.torch", "save", purpose)
     stored: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
     first: dict[int, str] = {}
@@ -131,8 +116,8 @@ def pack(kind: str, data: Mapping[str, Any], tensors: Mapping[str, Any], purpose
             shared[name] = first[id(tensor)]
         else:
             stored[name] = tensor.detach().to("cpu", copy=True).contiguous()
-    told = {} if kind == "model" else {"kind": kind}  # what format 1 began with were models
-    entries = plain({**data, **told, "tensors": {k: digest(v) for k, v in stored.items()}, "shared": shared})
+    tag = {} if kind == "model" else {"kind": kind}  # what format 1 began with were models
+    entries = plain({**data, **tag, "tensors": {k: digest(v) for k, v in stored.items()}, "shared": shared})
     header = {"format": FORMAT} | entries
     text = json.dumps(header | {"sha256": checksum(header)}, ensure_ascii=False)
     try:
@@ -144,7 +129,7 @@ def pack(kind: str, data: Mapping[str, Any], tensors: Mapping[str, Any], purpose
 
 
 def save(path: str | os.PathLike[str], content: bytes) -> Path:
-    """Write a file whole, or leave what was there.
+    """Write a file completely, or leave the old one.
 
     Raises:
         OSError: if it cannot be written.
@@ -156,7 +141,7 @@ def save(path: str | os.PathLike[str], content: bytes) -> Path:
 
 
 def checksum(data: Mapping[str, Any]) -> str:
-    """SHA-256 of a header without its own checksum, as Python writes JSON."""
+    """SHA-256 of a header, as Python writes JSON, without the checksum itself."""
     return hashlib.sha256(json.dumps(data, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -171,7 +156,7 @@ class _Content:
 def unpack(
     path: str | os.PathLike[str], kind: str | Sequence[str] = "model", purpose: str = "loading a model"
 ) -> tuple[Header, dict[str, Tensor]]:
-    """Read a file, complete or not at all.
+    """Read a file, and return nothing of a damaged one.
 
     Args:
         path: the file.
@@ -188,12 +173,12 @@ def unpack(
         MissingDependencyError: if safetensors is not installed.
         OSError: if it is not there or cannot be read.
     """
-    safetensors = require("safetensors", "hub", purpose)
+    safetensors = require("safetensors", "save", purpose)
     path = Path(path)
     _refuse_incomplete(path)
-    found = _content(path, safetensors)
+    content = _content(path, safetensors)
     try:
-        data = json.loads(found.text)
+        data = json.loads(content.text)
         number = _format(path, data["format"])
         expected = data.pop("sha256")
         if checksum(data) != expected:
@@ -206,15 +191,15 @@ def unpack(
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: the header cannot be read: {lacking(error)}") from error
-    _refuse_damaged(path, digests, found.tensors)
+    _refuse_damaged(path, digests, content.tensors)
     odd = [f"{name} is {source}" for name, source in shared.items() if source not in digests or name in digests]
     if odd:
         raise CheckpointError(f"{path}: the header names tensors that are not in the file: {listed(odd)}")
-    return data, found.tensors | {name: found.tensors[source] for name, source in shared.items()}
+    return data, content.tensors | {name: content.tensors[source] for name, source in shared.items()}
 
 
 def lacking(error: Exception) -> str:
-    """What a header that cannot be read does not have."""
+    """Why a header cannot be read, in words."""
     return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
 
 
@@ -245,7 +230,7 @@ def _migrated(path: Path, data: Header, number: int) -> Header:
 
 
 def _refuse_incomplete(path: Path) -> None:
-    """A file that is cut short deserves a better word than damaged."""
+    """Say of a file that is cut short how much is missing, where safetensors would call it damaged."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(8)
@@ -264,7 +249,7 @@ def _refuse_incomplete(path: Path) -> None:
         ends = [entry["data_offsets"][1] for name, entry in json.loads(text).items() if name != "__metadata__"]
         missing = 8 + length + max(ends, default=0) - size
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        return  # what is wrong with it, the library will say
+        return  # safetensors says what is wrong with it
     if missing > 0:
         raise CheckpointError(f"{path}: the file is cut short: {missing:,} of its {size + missing:,} bytes are missing")
 
@@ -281,10 +266,10 @@ def _format(path: Path, number: Any) -> int:
     return number
 
 
-def _refuse_other_kind(path: Path, found: Any, wanted: Sequence[str]) -> None:
-    if found not in wanted:
-        holds = KINDS.get(found, f"something of the kind {found!r}, which this release does not know")
-        expected = " or ".join(KINDS[kind].partition(":")[0] for kind in wanted)
+def _refuse_other_kind(path: Path, kind: Any, wanted: Sequence[str]) -> None:
+    if kind not in wanted:
+        holds = KINDS.get(kind, f"something of the kind {kind!r}, which this release does not know")
+        expected = " or ".join(KINDS[name].partition(":")[0] for name in wanted)
         raise CheckpointError(f"{path}: expected {expected}, and the file holds {holds}")
 
 

@@ -32,16 +32,16 @@ class Fingerprint:
             BaseError: for a tensor without content (on the meta device).
         """
         first: dict[int, str] = {}
-        found = {}
+        digests = {}
         for name, tensor in tensors.items():
             if name in changing:
-                found[name] = "changes"
+                digests[name] = "changes"
                 continue
             if tensor.is_meta:
                 raise BaseError(f"{name} is on the meta device and holds no values; load the network's weights first")
             known = first.setdefault(id(tensor), name)
-            found[name] = digest(tensor) if known == name else f"is {known}"
-        return cls(found)
+            digests[name] = digest(tensor) if known == name else f"is {known}"
+        return cls(digests)
 
     @classmethod
     def of_network(cls, net: nn.Module) -> Fingerprint:
@@ -66,7 +66,7 @@ class Fingerprint:
         return cls(tensors)
 
     def __str__(self) -> str:
-        """The whole in 16 hexadecimal digits."""
+        """A digest of all tensors, in 16 hexadecimal digits."""
         lines = "\n".join(f"{name} {value}" for name, value in sorted(self.tensors.items()))
         return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
@@ -102,27 +102,27 @@ class Fingerprint:
                 return None
         return cast
 
-    def expect(self, found: Fingerprint, what: str, networks: tuple[str, str], advice: str) -> None:
+    def expect(self, other: Fingerprint, what: str, networks: tuple[str, str], advice: str) -> None:
         """Refuse another base.
 
         Args:
-            found: the fingerprint of the network at hand.
-            what: what was made for a base, as the message begins: a file's name, or "the delta".
+            other: the fingerprint of the network at hand.
+            what: the beginning of the message: the name of the file, or "the delta".
             networks: the classes' names: of the base that was meant, and of the network at hand.
-            advice: what to do, where the two do not differ in their dtype alone.
+            advice: what to do, unless the two differ in their dtype alone.
 
         Raises:
             BaseError: if a tensor differs; both fingerprints are named, and the tensors.
         """
-        differences = self.differences(found)
+        differences = self.differences(other)
         if not differences:
             return
-        dtype = self.recast(found)
+        dtype = self.recast(other)
         hint = f"the model was saved in {dtype}: load it onto net.to(torch.{dtype})" if dtype else advice
         raise BaseError(
             f"{what}: saved for another base: for a {networks[0]} with fingerprint {self}, and this is a "
-            f"{networks[1]} with fingerprint {found}. {len(differences)} of {len(self.tensors)} tensors differ: "
-            f"{listed(differences)}. Hint: {hint}"
+            f"{networks[1]} with fingerprint {other}. {len(differences)} of {len({*self.tensors, *other.tensors})} "
+            f"tensors differ: {listed(differences)}. Hint: {hint}"
         )
 
 

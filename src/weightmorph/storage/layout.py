@@ -1,4 +1,4 @@
-"""Slots as JSON, and back: whole for a model, or only how a tensor is laid out."""
+"""Slots as JSON, and back: all fields for a model, or only those that say how the tensor's axes read."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ LARGEST = 2**16
 whatever counts up to that takes all memory before anything can be compared with the tensors."""
 
 LAYOUT = ("name", "layer", "attribute", "kind", "shape", "groups", "kernel", "growable")
-"""What says how a tensor is laid out; the rest of a slot says where its taps lie on the image."""
+"""The fields that say how a tensor's axes read; the others say where its taps lie on the image."""
 
 FIELDS: Mapping[str, Any] = {field.name: field.default for field in dataclasses.fields(Slot)}
 
 
-def slot_data(slot: Slot, whole: bool = False) -> dict[str, Any]:
+def slot_data(slot: Slot, complete: bool = False) -> dict[str, Any]:
     """A slot for JSON.
 
     Example:
         >>> slot_from(slot_data(Slot.of((6, 3, 5, 5), "conv.weight"))).canonical_shape
         (1, 6, 3, 25)
     """
-    values = {name: getattr(slot, name) for name in (FIELDS if whole else LAYOUT)}
+    values = {name: getattr(slot, name) for name in (FIELDS if complete else LAYOUT)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def slot_from(data: Mapping[str, Any]) -> Slot:
-    """The way back. What an older release did not say yet has its default.
+    """A slot from JSON. A field that an older release did not write has its default.
 
     Raises:
         KeyError, TypeError: for data that are no slot.

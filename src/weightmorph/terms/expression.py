@@ -1,185 +1,33 @@
-r"""Weight expressions: $W(\theta) = W + \sum_i \Delta_i$, each $\Delta_i$ knowing its structure.
-
-An expression can always say [`dense`][weightmorph.terms.WeightExpression.dense], the slow and obvious tensor; that
-is the oracle of every route in [`execution`][weightmorph.execution] that never makes it.
-"""
+"""The weight expression: a frozen weight, and the terms that are added to it."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import TransformError
+from ..layers import full_precision
 from ..slots import Grow, Slot
+from .base import Term, TermKind, beyond, widen
+from .frozen import Frozen
+from .tap_mix import wider
 
-__all__ = ["BasisMix", "Dense", "LowRankUpdate", "RowScale", "TapMix", "Term", "WeightExpression", "Whole", "beyond"]
-
-
-@dataclass(frozen=True)
-class Term(ABC):
-    """One Δ, shared `()` or per sample `(B,)`. Fields named in `per_sample` carry the batch axis, if there is one."""
-
-    slot: Slot
-
-    @property
-    @abstractmethod
-    def carrier(self) -> tuple[Tensor, int]:
-        """The tensor that depends on θ, and how many axes it has when θ is shared."""
-
-    @property
-    def batch(self) -> tuple[int, ...]:
-        """`*B`: empty, or `(B,)`."""
-        tensor, dims = self.carrier
-        return tuple(tensor.shape[: tensor.dim() - dims])
-
-    @property
-    def grow(self) -> Grow:
-        """Taps by which Δ is wider than W; empty where it is not."""
-        return ()
-
-    @abstractmethod
-    def dense(self) -> Tensor:
-        """The tensor: `(*B, *S)`, with the grown kernel if there is one."""
-
-    def take(self, index: Tensor) -> Term:
-        """Row `index[i]` of the batch becomes row i: `(D, …)` to `(B, …)`."""
-        return self._carrying(self.carrier[0].index_select(0, index))
-
-    def split(self, step: int, runs: int) -> list[Term]:
-        """The batch in runs of so many samples, as views; a shared term for each run as it is."""
-        return [self._carrying(t) for t in self.carrier[0].split(step)] if self.batch else [self] * runs
-
-    def spread(self, size: int) -> Term:
-        """A shared term as one of so many samples, all alike."""
-        tensor = self.carrier[0]
-        return self._carrying(tensor.expand(size, *tensor.shape))
-
-    def _carrying(self, tensor: Tensor) -> Term:
-        name = next(key for key, value in vars(self).items() if value is self.carrier[0])
-        changed: dict[str, Any] = {name: tensor}
-        return replace(self, **changed)
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Every tensor of the term."""
-        return tuple(v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor))
+__all__ = ["WeightExpression"]
 
 
-@dataclass(frozen=True)
-class RowScale(Term):
-    r"""$\Delta_{o} = s_o W_{o}$. `weight (*S)`, `gain (*B, G·O)`."""
-
-    weight: Tensor
-    gain: Tensor
-
-    @property
-    def carrier(self) -> tuple[Tensor, int]:
-        return self.gain, 1
-
-    def dense(self) -> Tensor:
-        return self.slot.restore(self.slot.rows(self.gain) * self.slot.canonical(self.weight))
-
-
-@dataclass(frozen=True)
-class LowRankUpdate(Term):
-    r"""$\Delta = U\,\mathrm{diag}(g)\,V$, one matrix per group.
-
-    `left (G, O, r)`, `gain (*B, r)`, `right (G, r, I·T)`; a depthwise weight is one `(G·O, T)` matrix instead.
-    """
-
-    left: Tensor
-    gain: Tensor
-    right: Tensor
-
-    @property
-    def carrier(self) -> tuple[Tensor, int]:
-        return self.gain, 1
-
-    def dense(self) -> Tensor:
-        product = (self.left * self.gain[..., None, None, :]) @ self.right
-        return self.slot.restore(product.reshape(*self.batch, *self.slot.canonical_shape))
-
-
-@dataclass(frozen=True)
-class TapMix(Term):
-    r"""$\Delta_{o,i,t'} = \sum_t W_{o,i,t} D_{t,t'}$, the same mixing for every filter of the layer.
-
-    `weight (*S)`, `mix (*B, T, T')`; $T' > T$ where the support has grown by `more`.
-    """
-
-    weight: Tensor
-    mix: Tensor
-    more: Grow = ()
-
-    @property
-    def carrier(self) -> tuple[Tensor, int]:
-        return self.mix, 2
-
-    @property
-    def grow(self) -> Grow:
-        return self.more if any(map(any, self.more)) else ()
-
-    def dense(self) -> Tensor:
-        canonical = self.slot.canonical(self.weight)
-        g, o, i, t = canonical.shape
-        # One product with inner size T, whatever the batch.
-        mixed = canonical.reshape(g * o * i, t) @ self.mix
-        return self.slot.restore(mixed.reshape(*self.batch, g, o, i, -1), self.grow)
-
-
-@dataclass(frozen=True)
-class BasisMix(Term):
-    r"""$\Delta = \sum_d m_d B_d$. `bank (D, *S)`, `mix (*B, D)`."""
-
-    bank: Tensor
-    mix: Tensor
-
-    @property
-    def carrier(self) -> tuple[Tensor, int]:
-        return self.mix, 1
-
-    def dense(self) -> Tensor:
-        return (self.mix @ self.bank.flatten(1)).reshape(*self.batch, *self.slot.shape)
-
-
-@dataclass(frozen=True)
-class Dense(Term):
-    """A Δ without structure. `delta (*B, *S)`."""
-
-    delta: Tensor
-
-    @property
-    def carrier(self) -> tuple[Tensor, int]:
-        return self.delta, len(self.slot.shape)
-
-    def dense(self) -> Tensor:
-        return self.delta
-
-
-@dataclass(frozen=True)
-class Whole(Term):
-    r"""$\Delta = V - W$: a transform that gives the weight itself. `weight (*S)`, `value (*B, *S)`."""
-
-    weight: Tensor
-    value: Tensor
-
-    @property
-    def carrier(self) -> tuple[Tensor, int]:
-        return self.value, len(self.slot.shape)
-
-    def dense(self) -> Tensor:
-        return self.value - self.weight
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WeightExpression:
-    """W(θ) of one slot: the frozen weight `base (*S)` and the terms that are added to it.
+    r"""$W(\theta) = W + \sum_i \Delta_i$ of one slot.
+
+    [`dense`][weightmorph.terms.WeightExpression.dense] is the slow and obvious tensor, the oracle of every route that
+    never makes it; [`materialise`][weightmorph.terms.WeightExpression.materialise] is the fast way to that tensor.
 
     Attributes:
+        slot: the tensor.
+        base: the frozen weight `(*S)`.
+        terms: what is added to it.
         batch: `*B`: empty if θ is shared, `(B,)` if there is one per sample.
         grow: taps by which W(θ) is wider than W; empty where it is not.
     """
@@ -191,16 +39,25 @@ class WeightExpression:
     grow: Grow = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        # Known from the start, for a call asks often.
+        # Computed once, because a call asks often.
         batch: tuple[int, ...] = ()
         grow: Grow = ()
         for term in self.terms:
+            if batch and term.batch not in ((), batch):
+                raise TransformError(
+                    f"layer {self.slot.layer or self.slot.name!r}: the terms of one weight must have the same number "
+                    f"of settings, got {batch[0]} and {term.batch[0]}"
+                )
             batch = batch or term.batch
             if term.grow:
-                both = zip(grow or term.grow, term.grow, strict=True)
-                grow = tuple((max(b, mine_b), max(a, mine_a)) for (b, a), (mine_b, mine_a) in both)
+                grow = wider(grow, term.grow)
         object.__setattr__(self, "batch", batch)
         object.__setattr__(self, "grow", grow)
+
+    @property
+    def kinds(self) -> tuple[TermKind, ...]:
+        """The terms for the cost rule."""
+        return tuple([term.kind for term in self.terms])
 
     @property
     def requires_grad(self) -> bool:
@@ -208,40 +65,95 @@ class WeightExpression:
         return any(v.requires_grad for t in self.terms for v in t.tensors)
 
     def dense(self) -> Tensor:
-        """The tensor W(θ): `(*B, *S)`. At the anchor of an anchored transform it is `base`, bit for bit."""
+        """W(θ) term by term: `(*B, *S)`. At the anchor of an anchored transform it is `base`, bit for bit."""
         return self.total(self.base, self.terms)
 
     def total(self, start: Tensor | None, terms: Sequence[Term]) -> Tensor:
         """`start` (the base, or None) plus some of the terms, on the expression's common support."""
-        whole = next((t for t in terms if isinstance(t, Whole)), None)
-        if whole is not None and start is not None:
+        first = next((t for t in terms if t.replaces), None)
+        if first is not None and start is not None:
             # V itself and not W + (V - W), which would round.
-            start, terms = whole.value, [t for t in terms if t is not whole]
-        sum_ = None if start is None else widen(start, self.grow)
+            start, terms = first.coefficient, [t for t in terms if t is not first]
+        total = None if start is None else widen(start, self.grow)
         for term in terms:
             piece = widen(term.dense(), beyond(self.grow, term.grow))
-            sum_ = piece if sum_ is None else sum_ + piece
-        assert sum_ is not None, "an expression has a base or a term"
-        return sum_
+            total = piece if total is None else total + piece
+        assert total is not None, "an expression has a base or a term"
+        return total
 
-    def spread(self, size: int) -> WeightExpression:
-        """A shared W(θ) as that of so many samples, all alike, without a copy."""
-        return replace(self, terms=tuple(t.spread(size) for t in self.terms))
+    def materialise(self, terms: Sequence[Term] | None = None) -> Tensor:
+        """W(θ) as a tensor, in as few passes over it as its terms allow: `(*B, *S)`.
+
+        The computation is in the weights' own precision: under autocast the layer casts, as it casts the frozen weight.
+
+        Args:
+            terms: those to add; None for all.
+        """
+        with full_precision(self.base.device):
+            return self._materialise(merge(self.terms if terms is None else terms))
+
+    def _materialise(self, terms: Sequence[Term]) -> Tensor:
+        slot, grow = self.slot, self.grow
+        shape = (*slot.shape[:2], *slot.grown(grow)) if slot.kernel and slot.kind != "linear" else slot.shape
+        start = next(((t, both) for t in terms if (both := t.frozen_plus(grow)) is not None), None)
+        if start is None:
+            rows = shape[0] if shape else 1
+            total, owned, rest = widen(self.base, grow).reshape(rows, -1), False, terms
+        else:
+            first, (total, owned) = start
+            rest = [t for t in terms if t is not first]
+        for term in rest:
+            total, owned = term.add_to(total, grow, owned), True
+        return total.reshape((*total.shape[:-2], *shape))
+
+    def simplified(self, join_patches: bool = False) -> tuple[Term, ...]:
+        """Fewer terms, whose sum is W(θ) itself, in the order in which they are applied to activations.
+
+        Terms of one class are merged, and one that can takes the frozen weight in.
+
+        Args:
+            join_patches: a tap mixing also takes in a low-rank update that reads the same patches.
+        """
+        terms = merge(self.terms)
+        first: Term | None = None
+        for term in terms:  # dynamo does not know `max` with a key
+            if term.absorbs > (0 if first is None else first.absorbs):
+                first = term
+        if first is None:
+            return (Frozen(self.slot, self.base), *terms)
+        others = [t for t in terms if t is not first]
+        start = first.with_frozen(self.grow)
+        if not join_patches:
+            return (start, *others)
+        rest = []
+        for term in others:
+            joined = start.joined(term)
+            if joined is None:
+                rest.append(term)
+            else:
+                start = joined
+        return (start, *rest)
+
+    def expand_batch(self, size: int) -> WeightExpression:
+        """A shared W(θ) as that of so many samples, without a copy."""
+        return replace(self, terms=tuple(t.expand_batch(size) for t in self.terms))
 
     def take(self, index: Tensor) -> WeightExpression:
         """Row `index[i]` becomes row i (the way from distinct settings back to samples)."""
         return replace(self, terms=tuple(t.take(index) if t.batch else t for t in self.terms))
 
 
-def widen(weight: Tensor, grow: Grow) -> Tensor:
-    """Zeros around a kernel: before and after each spatial axis."""
-    if not any(map(any, grow)):
-        return weight
-    return F.pad(weight, [n for more in reversed(grow) for n in more])
-
-
-def beyond(grow: Grow, own: Grow) -> Grow:
-    """What is missing to `grow` where `own` is there."""
-    if not own:
-        return grow
-    return tuple((b - mine_b, a - mine_a) for (b, a), (mine_b, mine_a) in zip(grow, own, strict=True))
+def merge(terms: Sequence[Term]) -> list[Term]:
+    """The terms with those of one class merged where they can be."""
+    if len({type(t) for t in terms}) == len(terms):
+        return list(terms)
+    merged: list[Term] = []
+    for term in terms:
+        for number, known in enumerate(merged):
+            one = known.merged(term) if type(known) is type(term) else None
+            if one is not None:
+                merged[number] = one
+                break
+        else:
+            merged.append(term)
+    return merged

@@ -1,6 +1,6 @@
-"""Training on Lightning: `fit` for a conditioned model, `fine_tune` for the baseline that changes every weight."""
+"""Training on Lightning: `fit` for a conditioned model, `fine_tune` for the baseline that trains every weight."""
 
-from .agree import agree
+from .agreement import agree
 from .prior import PriorCheck
 from .result import Fit
 from .run import fine_tune, fit

@@ -1,4 +1,4 @@
-"""Batches and random numbers as functions of a seed and a step, so that a run can be stopped and go on anywhere."""
+"""Batches and random numbers as functions of a seed and a step, so that a run can stop and continue anywhere."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ..parameters import ParameterSpace, Theta
 __all__ = ["Batch", "Batches", "Data", "Source", "derived", "draw", "preserved_rng", "seeded"]
 
 Batch: TypeAlias = tuple[Tensor, "Tensor | None"]
-"""Inputs `(B, …)` and labels `(B, …)`, or None where nobody reads them."""
+"""Inputs `(B, …)` and labels `(B, …)`, or None if nothing reads the labels."""
 
 Data: TypeAlias = "Tensor | Sequence[Any] | Dataset[Any] | DataLoader[Any]"
-"""What `fit` takes: `(x, y)`, x alone, or what yields either."""
+"""Data of `fit`: tensors `(x, y)`, x alone, or a Dataset or DataLoader that gives either."""
 
 WHERE = "expected (x, y) or x as tensors, or a Dataset or DataLoader that gives (x, y) or x"
 
@@ -31,7 +31,7 @@ LABELS = "give data as (x, y), or use the objective 'distillation', which needs 
 
 
 def derived(seed: int, *path: object) -> int:
-    """A seed for one purpose: the same for the same path, unrelated for another.
+    """A seed for one purpose: equal for equal paths, unrelated for different ones.
 
     Example:
         >>> derived(0, "theta", 3) == derived(0, "theta", 3), derived(0, "theta", 3) == derived(0, "theta", 4)
@@ -55,7 +55,7 @@ def seeded(seed: int, *path: object) -> None:
 
 
 class _Rng:
-    """The state of the global generators."""
+    """A snapshot of the global generators."""
 
     def __init__(self) -> None:
         self.torch, self.numpy, self.python = torch.get_rng_state(), np.random.get_state(), random.getstate()
@@ -71,7 +71,7 @@ class _Rng:
 
 @contextmanager
 def preserved_rng() -> Iterator[None]:
-    """Leave the global generators as they were."""
+    """Restore the global generators at the end of the block."""
     before = _Rng()
     try:
         yield
@@ -79,31 +79,36 @@ def preserved_rng() -> Iterator[None]:
         before.restore()
 
 
-def _aside(items: Iterable[Any], seed: int, *path: object) -> Iterator[Any]:
-    """Iterate with a stream of global random numbers of its own, whatever is drawn between two items.
+def _isolated(items: Iterable[Any], seed: int, *path: object) -> Iterator[Any]:
+    """Iterate with a separate stream of global random numbers, whatever is drawn between two items.
 
-    A loader shuffles and augments with the global generators. Given a stream of its own it does so alike in a run
-    that goes on from the middle of an epoch.
+    A loader shuffles and augments with the global generators. With a separate stream it does the same in a run that
+    continues from the middle of an epoch.
     """
     with preserved_rng():
         seeded(seed, *path)
-        iterator, mine = iter(items), _Rng()
+        iterator, stream = iter(items), _Rng()
     while True:
         with preserved_rng():
-            mine.restore()
+            stream.restore()
             try:
                 item = next(iterator)
             except StopIteration:
                 return
-            mine = _Rng()
+            stream = _Rng()
         yield item
 
 
 def draw(space: ParameterSpace, size: int, settings: int | None, seed: int, step: int, purpose: str = "theta") -> Theta:
-    """θ of one step: `settings` values, dealt evenly to `size` images in blocks: name to `(size,)`.
+    """Draw θ for one step: name to `(size,)`, each of `settings` values for an equal block of the images.
 
-    None draws one value per image. A single setting comes as `()` tensors, shared by the batch. Values for another
-    purpose are other ones.
+    Args:
+        space: the parameters.
+        size: number of images.
+        settings: number of distinct values; None draws one per image; 1 gives `()` tensors, shared by the batch.
+        seed: seed of the run.
+        step: number of the step.
+        purpose: what θ is for; other purposes get other values.
 
     Example:
         >>> from weightmorph import Interval
@@ -120,22 +125,27 @@ def draw(space: ParameterSpace, size: int, settings: int | None, seed: int, step
 
 
 class Source:
-    """Where batches come from; epoch e is the same whenever it is asked for.
+    """The batches of each epoch, as a function of the seed and the number of the epoch.
 
     Args:
         data: see [`fit`][weightmorph.fit].
-        batch_size: images in a batch; a DataLoader has its own.
-        seed: what the order of the data follows from.
-        labels: whether they are needed.
-        num_workers: processes that read a Dataset.
+        batch_size: images in a batch; a DataLoader has its own batch size.
+        seed: seed of the order of the data.
+        labels: whether labels are needed.
+        num_workers: number of processes that read a Dataset.
 
     Attributes:
-        samples: how many there are, or None where nobody knows.
-        batch_size: images in a batch, or None where a DataLoader does not say.
-        per_epoch: batches in an epoch, or None.
+        samples: number of samples, or None if it is unknown.
+        batch_size: images in a batch, or None if a DataLoader does not say.
+        per_epoch: batches in an epoch, or None if it is unknown.
 
     Raises:
-        TrainingError: if the data are something else than `fit` takes, or nothing.
+        TrainingError: for data that `fit` does not take, or without a sample.
+
+    Example:
+        >>> source = Source(torch.zeros(10, 3), batch_size=4, seed=0, labels=False)
+        >>> source.per_epoch, [len(x) for x, _ in source.epoch(0)]
+        (2, [4, 4])
     """
 
     def __init__(self, data: Data, batch_size: int, seed: int, labels: bool, num_workers: int = 0) -> None:
@@ -177,12 +187,12 @@ class Source:
             if count == 0:
                 raise TrainingError("data: the DataLoader gives no batch")
             return count
-        # The last batch of an epoch is left out unless it is whole: the order is new in each epoch.
+        # An incomplete last batch is skipped. Its samples are not lost, because each epoch has a new order.
         return None if self.samples is None else max(1, self.samples // self._size)
 
     @property
     def _size(self) -> int:
-        assert self.batch_size is not None, "only a DataLoader has none"
+        assert self.batch_size is not None, "a DataLoader alone has no batch size"
         return self.batch_size
 
     def epoch(self, number: int) -> Iterator[Batch]:
@@ -191,8 +201,8 @@ class Source:
             for rows in self._order(number):
                 yield self._checked([t[rows] for t in self.tensors])
             return
-        with _own_generators(self.loader(number), derived(self.seed, "loader", number)) as loader:
-            for batch in _aside(loader, self.seed, "epoch", number):
+        with _seeded_generators(self.loader(number), derived(self.seed, "loader", number)) as loader:
+            for batch in _isolated(loader, self.seed, "epoch", number):
                 yield self._checked(batch)
 
     def _order(self, number: int) -> list[Tensor]:
@@ -201,7 +211,7 @@ class Source:
         return list(order.split(self._size))[: self.per_epoch]
 
     def loader(self, number: int) -> DataLoader[Any]:
-        """The user's loader, or one around the user's dataset."""
+        """The user's loader, or a loader of the user's dataset for one epoch."""
         if isinstance(self.data, DataLoader):
             return self.data
         dataset = cast("Dataset[Any]", self.data)
@@ -230,7 +240,7 @@ class Source:
 
 
 class Batches:
-    """The batches from one step to another, an epoch following the last. Iterated anew it starts again."""
+    """The batches of the steps from `start` to `total`, over as many epochs as that takes."""
 
     def __init__(self, source: Source, start: int, total: int) -> None:
         self.source, self.start, self.total = source, start, total
@@ -262,12 +272,12 @@ class Batches:
 
 
 @contextmanager
-def _own_generators(loader: DataLoader[Any], seed: int) -> Iterator[DataLoader[Any]]:
-    """Seed the generators that a loader carries, and put them back afterwards."""
+def _seeded_generators(loader: DataLoader[Any], seed: int) -> Iterator[DataLoader[Any]]:
+    """Seed the generators of a loader and its samplers for the block, and restore them after it."""
     samplers = (loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
-    carried = [loader.generator, *(getattr(sampler, "generator", None) for sampler in samplers)]
-    own = {id(g): g for g in carried if isinstance(g, torch.Generator)}.values()
-    before = [(g, g.get_state()) for g in own]
+    attributes = [loader.generator, *(getattr(sampler, "generator", None) for sampler in samplers)]
+    generators = {id(g): g for g in attributes if isinstance(g, torch.Generator)}.values()
+    before = [(g, g.get_state()) for g in generators]
     for g, _ in before:
         g.manual_seed(seed)
     try:

@@ -1,4 +1,4 @@
-"""Did every trainable tensor get a gradient? Looked at once, after the first backward."""
+"""The check, after the first backward pass, that every trainable tensor got a gradient."""
 
 from __future__ import annotations
 
@@ -22,20 +22,24 @@ CAUSES = (
 def check_gradients(model: Conditioned) -> None:
     """Refuse a transform of which a part got no gradient.
 
-    A gradient that is there and zero is fine: behind a head that starts at zero there can be no other. A layer of which
-    nothing got a gradient but zeros, while others did, is one that the network's forward does not read, or does not
-    differentiate: a warning. (The code side of all layers is made together, so that zeros come back to such a layer.)
+    A gradient of zero is fine, because behind a layer that starts at zero there can be no other. But if all gradients
+    of one layer are zero or missing while others are not, then the network's forward does not read that layer, or does
+    not differentiate it: a warning. (The coefficients of all layers are computed in one batch, so such a layer may get
+    zeros instead of nothing.)
+
+    Args:
+        model: the conditioned model, after a backward pass.
 
     Raises:
-        NoGradientError: naming layer, family and tensors; also if no layer got any.
+        NoGradientError: naming layer, family and tensors; also if no layer got a gradient.
 
     Warns:
-        ConditioningWarning: naming the layers that nothing comes back from.
+        ConditioningWarning: naming the layers that got no gradient.
     """
     untouched: list[str] = []
     reached: list[str] = []
     partial: dict[str, list[str]] = {}
-    moved = {name for name, slot in model.slots.items() if _moved(model.transform.of(slot))}
+    reading = {name for name, slot in model.slots.items() if _any_gradient(model.transform.of(slot))}
     for name, slot in model.slots.items():
         lost: dict[str, list[str]] = {}
         count = 0
@@ -48,7 +52,7 @@ def check_gradients(model: Conditioned) -> None:
                     if parameter.grad is None:
                         lost.setdefault(kind, []).append(key)
         missing = sum(map(len, lost.values()))
-        unread = missing == count or (bool(moved) and name not in moved)
+        unread = missing == count or (bool(reading) and name not in reading)
         if count:
             (untouched if unread else reached).append(name)
         if not unread and missing:
@@ -75,8 +79,8 @@ def check_gradients(model: Conditioned) -> None:
         )
 
 
-def _moved(transforms: Iterable[nn.Module]) -> bool:
-    """Did anything of a slot get a gradient that is not zero?"""
+def _any_gradient(transforms: Iterable[nn.Module]) -> bool:
+    """Whether any parameter got a gradient that is not zero."""
     grads = [p.grad for t in transforms for p in t.parameters() if p.grad is not None]
     return any(bool(grad.any()) for grad in grads)
 

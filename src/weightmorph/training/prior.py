@@ -1,4 +1,4 @@
-"""Is the analytic prior any good here? Measured before it is trusted."""
+"""The check of the analytic prior: its loss is compared with that of the frozen weights before it is used."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..errors import ConditioningWarning, OutOfRangeWarning
 from ..model import Conditioned
+from ..modes import eval_mode
 from ..objectives import Objective
-from ..parameters import Categorical, LogInterval, Parameter, Theta
+from ..parameters import Theta
 from ..slots import Slot
 from ..transforms import Warp
 from .data import Batch, Batches, generator
@@ -23,34 +24,45 @@ from .plan import Plan
 __all__ = ["PriorCheck", "check"]
 
 SETTINGS = 12
-"""Values of θ at which the prior is compared with the identity."""
+"""Values of θ at which the prior is compared with the frozen weights."""
 
 BATCHES = 2
-"""Batches of images that are looked at."""
+"""Batches of images on which they are compared."""
 
 CLEAR = 0.1
-"""A reading of θ fits clearly better if it lowers the loss by more than this share of it …"""
+"""Another reading of θ is clearly better if it lowers the loss by more than this share …"""
 
 ERRORS = 3.0
 """… and by more than so many standard errors."""
 
 Reading = Callable[[Tensor], Tensor]
+"""The declared values of a parameter to what they would be under another convention."""
 
 
 @dataclass(frozen=True)
 class PriorCheck:
-    """What was measured before training, and what was chosen.
+    """The result of the prior check: what was measured before training, and what was chosen.
 
     Attributes:
         prior: mean loss over θ with the prior in every layer that has one.
-        identity: with the frozen weights.
-        chosen: with what was chosen.
-        kept: group of layers to whether the prior was kept there.
+        identity: mean loss with the frozen weights.
+        chosen: mean loss with the choice.
+        kept: group of layers to whether the prior is used there.
         layers: group to the names of its layers.
-        readings: other readings of θ that were tried (the opposite sense, the other unit), and their loss.
+        readings: other readings of θ (the opposite sense, the other unit) to their loss.
         better: the reading that fits clearly better than the declared one, or the empty string.
-        settings: values of θ.
-        images: images at each of them, on average.
+        settings: number of values of θ.
+        images: mean number of images at each value.
+
+    Example:
+        >>> import weightmorph as wm
+        >>> from torch import nn
+        >>> from weightmorph.inputs import Rotate
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> model = wm.condition(net, Rotate().parameters, wm.Warp())
+        >>> done = wm.fit(model, torch.rand(24, 1, 9, 9), Rotate(), "distillation", steps=0, progress=False)
+        >>> list(done.prior.kept)
+        ['convolutions']
     """
 
     prior: float
@@ -65,12 +77,12 @@ class PriorCheck:
 
     @classmethod
     def of(cls, data: dict[str, Any] | None) -> PriorCheck | None:
-        """Made again from its fields."""
+        """The check whose fields a checkpoint holds, or None."""
         return None if data is None else cls(**data)
 
     @property
     def advice(self) -> str:
-        """What to look at, where another reading of θ fits clearly better; otherwise empty."""
+        """What the user should look at if another reading of θ fits clearly better; otherwise empty."""
         if not self.better:
             return ""
         name, _, reading = self.better.partition(" ")
@@ -104,11 +116,11 @@ class PriorCheck:
 
 
 def with_prior(model: Conditioned) -> dict[str, list[tuple[Slot, Warp]]]:
-    """The warps that have an analytic prior, by kind of layer."""
+    """The warps that have an analytic prior, by group of layers."""
     groups: dict[str, list[tuple[Slot, Warp]]] = {}
     for name, transform in model.transform.named().values():
         slot = model.slots[name]
-        if isinstance(transform, Warp) and transform._has_prior(slot, model.space):
+        if isinstance(transform, Warp) and transform.has_prior(slot, model.space):
             groups.setdefault(_group(slot), []).append((slot, transform))
     return groups
 
@@ -126,22 +138,25 @@ def check(
     objective: Objective,
     seed: int = 0,
 ) -> PriorCheck | None:
-    """Keep the prior or the identity, whichever fits better, group by group, and say what was found.
+    """Choose the prior or the frozen weights for each group of layers, whichever has the lower loss.
 
-    The same images at the same settings are scored throughout, each setting with its share of the images. First every
-    layer with the prior is compared with none, then each group is switched on its own and left where it is better.
-    Then, with the prior everywhere, the opposite sense of every geometric parameter is tried, and of an angle the other
-    unit.
+    All losses are computed on the same images at the same settings; each setting gets an equal share of the images.
+    First the prior in every layer is compared with the prior in none. Then each group is switched alone, and left
+    where the loss is lower. Then, with the prior in every layer, the opposite sense of each geometric parameter is
+    tried, and the other unit of each angle.
 
     Args:
-        model: the conditioned model; the `trust` of its warps is set, nothing else.
+        model: the conditioned model; the `trust` of its warps is set, and nothing else changes.
         batches: inputs and labels, on the model's device.
         input_transform: $T_θ$.
-        objective: what is compared.
-        seed: for the settings, where there are several parameters.
+        objective: the loss that is compared.
+        seed: seed of the settings, if there are several parameters.
 
     Returns:
-        the account, or None for a model without an analytic prior.
+        the result, or None for a model without an analytic prior.
+
+    Warns:
+        ConditioningWarning: if another reading of θ is clearly better than the declared one.
     """
     groups = with_prior(model)
     if not groups:
@@ -149,45 +164,46 @@ def check(
     trial = _Trial(model, groups, batches, input_transform, objective, seed)
     every, none = dict.fromkeys(groups, True), dict.fromkeys(groups, False)
     prior, identity = trial.mean(every), trial.mean(none)
-    kept, best = (every, prior) if prior <= identity else (none, identity)
+    choice, best = (every, prior) if prior <= identity else (none, identity)
     for group in groups if len(groups) > 1 else ():
-        other = kept | {group: not kept[group]}
+        other = choice | {group: not choice[group]}
         loss = trial.mean(other)
         if loss < best:
-            kept, best = other, loss
+            choice, best = other, loss
     readings, better = {}, ""
     lowest = best
     for name, reading in _readings(model):
         scores = trial.scores(every, name.partition(" ")[0], reading)
         loss = readings[name] = _mean(scores)
-        if loss < lowest and _clear(trial.scores(kept), scores):
+        if loss < lowest and _clear(trial.scores(choice), scores):
             better, lowest = name, loss
-    trial.place(kept)
+    trial.set_trust(choice)
     names = {group: [slot.layer for slot, _ in members] for group, members in groups.items()}
     images = sum(len(x) for x, _ in batches) / trial.settings
-    found = PriorCheck(prior, identity, best, kept, names, readings, better, trial.settings, images)
+    result = PriorCheck(prior, identity, best, choice, names, readings, better, trial.settings, images)
     if better:
-        warnings.warn(found.advice, ConditioningWarning, stacklevel=2)
-    return found
+        warnings.warn(result.advice, ConditioningWarning, stacklevel=2)
+    return result
 
 
 def check_first(plan: Plan, move: Callable[[Batch], Batch] = lambda batch: batch) -> PriorCheck | None:
-    """[`check`][] on the first batches of a plan, with the transform in eval mode."""
+    """The check on the first batches of a plan, in eval mode; None for a plain network."""
     model = plan.module
     if not isinstance(model, Conditioned):
         return None
     batches = [move(batch) for batch in Batches(plan.source, 0, BATCHES)]
-    flags = {part: part.training for part in model.modules()}
-    model.eval()
-    try:
+    with eval_mode(model):
         return check(model, batches, plan.input_transform, plan.objective, plan.seed)
-    finally:
-        for part, flag in flags.items():
-            part.training = flag
 
 
 class _Trial:
-    """The same images at the same settings, scored under one choice after another."""
+    """The same images at the same settings, scored under one choice of groups after another.
+
+    Attributes:
+        settings: number of settings.
+        cases: transformed images, their setting, their labels, and the frozen network's output for the clean images.
+        cached: the scores of every choice so far.
+    """
 
     def __init__(
         self,
@@ -213,33 +229,34 @@ class _Trial:
                         labels = None if y is None else y[k :: self.settings]
                         case = input_transform(share, **here), here, labels, None if frozen is None else frozen(share)
                         self.cases.append(case)
-        self.seen: dict[tuple[bool, ...], list[float]] = {}
+        self.cached: dict[tuple[bool, ...], list[float]] = {}
 
-    def place(self, kept: dict[str, bool]) -> None:
-        """Set the trust of every warp."""
+    def set_trust(self, choice: dict[str, bool]) -> None:
+        """Switch the prior of each group on or off."""
         for group, members in self.groups.items():
             for _, warp in members:
-                warp.get_buffer("trust").fill_(float(kept[group]))
+                warp.get_buffer("trust").fill_(float(choice[group]))
 
-    def scores(self, kept: dict[str, bool], name: str = "", reading: Reading | None = None) -> list[float]:
-        """The loss of each case."""
-        key = tuple(kept.values())
-        if reading is None and key in self.seen:
-            return self.seen[key]
-        self.place(kept)
+    def scores(self, choice: dict[str, bool], name: str = "", reading: Reading | None = None) -> list[float]:
+        """The loss of each case, the parameter `name` being read in another way if `reading` is given."""
+        key = tuple(choice.values())
+        if reading is None and key in self.cached:
+            return self.cached[key]
+        self.set_trust(choice)
         losses = []
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", OutOfRangeWarning)  # the opposite of a value may lie outside its range
+            warnings.simplefilter("ignore", OutOfRangeWarning)  # a mirrored value may lie outside its range
             for x, theta, y, frozen in self.cases:
                 read = theta if reading is None else theta | {name: reading(theta[name])}
                 losses.append(self.objective(self.model(x, **read), y, frozen))
         values: list[float] = torch.stack(losses).tolist()
         if reading is None:
-            self.seen[key] = values
+            self.cached[key] = values
         return values
 
-    def mean(self, kept: dict[str, bool]) -> float:
-        return _mean(self.scores(kept))
+    def mean(self, choice: dict[str, bool]) -> float:
+        """The mean loss over all cases; infinite if it is not finite."""
+        return _mean(self.scores(choice))
 
 
 def _mean(scores: Sequence[float]) -> float:
@@ -248,34 +265,26 @@ def _mean(scores: Sequence[float]) -> float:
 
 
 def _clear(now: Sequence[float], then: Sequence[float]) -> bool:
-    """Is `then` lower than `now` by more than chance and by more than a little? The cases are the same."""
+    """Whether `then` is lower than `now` by a clear share and by several standard errors, case by case."""
     gains = [a - b for a, b in zip(now, then, strict=True)]
     gain = _mean(gains)
-    spread = math.sqrt(sum((g - gain) ** 2 for g in gains) / max(1, len(gains) - 1) / len(gains))
-    return gain > CLEAR * abs(_mean(now)) and gain > ERRORS * spread
+    error = math.sqrt(sum((g - gain) ** 2 for g in gains) / max(1, len(gains) - 1) / len(gains))
+    return gain > CLEAR * abs(_mean(now)) and gain > ERRORS * error
 
 
 def _readings(model: Conditioned) -> list[tuple[str, Reading]]:
-    """Other ways to read each parameter that moves the image: the name of the parameter, a blank, and the reading."""
-    found: list[tuple[str, Reading]] = []
+    """Other readings of each parameter that moves the image: its name, a blank and the reading; and the function."""
+    readings: list[tuple[str, Reading]] = []
     for name, parameter in model.space.items():
-        if parameter.affine is None or isinstance(parameter, Categorical):
+        if parameter.affine is None or parameter.discrete:
             continue
-        found.append((f"{name} reversed", _reversed(parameter)))
+        readings.append((f"{name} reversed", parameter.mirrored))
         if parameter.affine == "rotation":
             declared, other = ("deg", "rad") if parameter.unit == "deg" else ("rad", "deg")
             factor = 180 / math.pi if declared == "deg" else math.pi / 180
-            found.append((f"{name} read as {other} instead of {declared}", _times(factor)))
-    return found
+            readings.append((f"{name} read as {other} instead of {declared}", _times(factor)))
+    return readings
 
 
 def _times(factor: float) -> Reading:
     return lambda value: value * factor
-
-
-def _reversed(parameter: Parameter) -> Reading:
-    """The value as far from the anchor on the other side."""
-    anchor = parameter.anchor_value
-    if isinstance(parameter, LogInterval):
-        return lambda value: anchor * anchor / value
-    return lambda value: 2 * anchor - value

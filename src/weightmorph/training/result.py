@@ -1,4 +1,4 @@
-"""What a run did."""
+"""The result of a run."""
 
 from __future__ import annotations
 
@@ -17,19 +17,25 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Fit(Generic[Model]):
-    """What a run did. `print` it for a readable account.
+    """The result of `fit` or `fine_tune`. `print` it for a readable account.
 
     Attributes:
-        model: what was trained: the very model that was given to `fit`, or the copy that `fine_tune` made.
-        losses: of every step.
-        seconds: wall time of the training, the prior check and runs before a resumption included.
-        steps: steps done.
+        model: the trained model: the object that was given to `fit`, or the copy that `fine_tune` trained.
+        losses: the loss of every step.
+        seconds: wall time of the training, including the prior check and the runs before a resumption.
+        steps: number of steps done.
         trainable: how many numbers were trained.
-        prior: what the prior check found and chose, or None if there was none.
-        resumed: the step from which this call went on, or 0.
+        prior: the result of the prior check, or None if there was none.
+        resumed: the step from which this call continued, or 0.
         about: the settings, in words.
-        parameter_losses: of the head that estimates θ, if one was trained: nats per image, relative to a guess that is
-            uniform over the range. What is below zero is what the head knows.
+        parameter_losses: losses of the head that estimates θ, if one was trained, in nats per image. 0 is a uniform
+            guess over the range; the further below zero, the more the head knows.
+
+    Example:
+        >>> print(Fit(nn.Identity(), [2.0, 1.0], seconds=0.5, steps=2, trainable=0, about="a test"))
+        Identity: 0 numbers trained for 2 steps in 0.5 s
+          a test
+          loss 2 at the start, 1 at the end (means over 1 steps)
     """
 
     model: Model
@@ -61,15 +67,15 @@ class Fit(Generic[Model]):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The same before it is told to the user; `told` are the head's losses."""
+    """Raw result of a run."""
 
     losses: list[float]
-    told: list[float]
+    estimator_losses: list[float]
     seconds: float
     prior: PriorCheck | None
 
     @classmethod
     def of(cls, state: State) -> Outcome:
-        """What a checkpoint says of it."""
+        """The result that a checkpoint holds."""
         prior = PriorCheck.of(state.notes["prior"])
-        return cls(state.losses.tolist(), state.told.tolist(), state.seconds, prior)
+        return cls(state.losses.tolist(), state.estimator_losses.tolist(), state.seconds, prior)

@@ -1,54 +1,53 @@
-"""Where a run stands, in one file that holds tensors and JSON and no code."""
+"""The checkpoint of a run: one file of this library's format, which holds tensors and JSON and no code."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, require
+from ..errors import CheckpointError
+from ..io import plain, write_atomically
+from ..storage import pack, unpack
 
 __all__ = ["FILE", "State", "read", "write"]
 
 FILE = "last.safetensors"
 """Its name in the checkpoint folder."""
 
-FORMAT = "weightmorph.fit/1"
+KIND = "training"
+"""What the file says that it holds."""
 
 
+@dataclass(frozen=True)
 class State:
-    """What a run needs to go on: the trained tensors, the optimiser's, the losses so far, and the settings.
+    """What a run needs to continue: the module's tensors, the optimiser's, the losses so far, and the settings.
 
     Attributes:
-        step: steps done.
-        seconds: time they took.
-        losses: `(step,)`.
-        settings: what the run was started with; a run goes on only with the same.
-        notes: what else is to be kept, as plain data.
-        told: the losses of the head that estimates θ, if one is trained: `(step,)`, otherwise `(0,)`.
+        module: the module's `state_dict`.
+        optimiser: the optimiser's state, by the number of the parameter.
+        losses: the losses of all steps, `(steps,)` in float64.
+        estimator_losses: the losses of the head that estimates θ: `(steps,)`, or `(0,)` if none is trained.
+        seconds: time spent so far.
+        settings: what the run was started with. A run continues only with the same settings.
+        notes: further plain data.
     """
 
-    def __init__(
-        self,
-        module: Mapping[str, Tensor],
-        optimiser: Mapping[int, Mapping[str, Tensor]],
-        losses: Tensor,
-        seconds: float,
-        settings: Mapping[str, Any],
-        notes: Mapping[str, Any],
-        told: Tensor | None = None,
-    ) -> None:
-        self.module, self.optimiser, self.losses = module, optimiser, losses
-        self.seconds, self.settings, self.notes = seconds, settings, notes
-        self.told = losses.new_zeros(0) if told is None else told
+    module: Mapping[str, Tensor]
+    optimiser: Mapping[int, Mapping[str, Tensor]]
+    losses: Tensor
+    estimator_losses: Tensor
+    seconds: float
+    settings: Mapping[str, Any]
+    notes: Mapping[str, Any]
 
     @property
     def step(self) -> int:
+        """Steps done."""
         return len(self.losses)
 
     @classmethod
@@ -57,32 +56,24 @@ class State:
         module: nn.Module,
         optimiser: torch.optim.Optimizer,
         losses: list[float],
+        estimator_losses: list[float],
         seconds: float,
         settings: Mapping[str, Any],
         notes: Mapping[str, Any],
-        told: list[float],
     ) -> State:
         """The state of a module and its optimiser."""
-        tensors = module.state_dict()
-        odd = [key for key, value in tensors.items() if not isinstance(value, Tensor)]
-        if odd:
-            raise CheckpointError(
-                f"{odd[0]!r} in the state_dict is no tensor (a module's extra state), which a checkpoint cannot hold; "
-                "train without checkpoint="
-            )
-        moments: dict[int, Mapping[str, Tensor]] = optimiser.state_dict()["state"]
-        rows, more = (torch.tensor(values, dtype=torch.float64) for values in (losses, told))
-        return cls(tensors, moments, rows, seconds, settings, notes, more)
+        first, second = (torch.tensor(values, dtype=torch.float64) for values in (losses, estimator_losses))
+        return cls(module.state_dict(), optimiser.state_dict()["state"], first, second, seconds, settings, notes)
 
     def restore(self, module: nn.Module, optimiser: torch.optim.Optimizer | None) -> None:
-        """Put the tensors back.
+        """Copy the tensors back into a module and its optimiser.
 
         Raises:
-            CheckpointError: if the module has other tensors than those saved.
+            CheckpointError: if the module's tensors have other names or shapes than the saved ones.
         """
-        own = module.state_dict()
-        for key in sorted({*own, *self.module}):
-            there, here = self.module.get(key), own.get(key)
+        current = module.state_dict()
+        for key in sorted({*current, *self.module}):
+            there, here = self.module.get(key), current.get(key)
             if there is None or here is None or there.shape != here.shape:
                 saved, now = ("missing" if t is None else str(tuple(t.shape)) for t in (there, here))
                 raise CheckpointError(
@@ -96,61 +87,49 @@ class State:
 
 
 def write(folder: Path, state: State) -> None:
-    """Save a state atomically: written beside, then renamed, so that the last good one is never lost."""
-    save = require("safetensors.torch", "train", "a checkpoint").save_file
-    folder.mkdir(parents=True, exist_ok=True)
+    """Save a state. The file is replaced as a whole, so the last good state is never lost.
+
+    Raises:
+        CheckpointError: if the module's `state_dict` holds something that is no tensor.
+    """
     tensors = {f"module.{key}": value for key, value in state.module.items()}
     for number, moments in state.optimiser.items():
         tensors |= {f"optimiser.{number}.{key}": value for key, value in moments.items()}
-    # Clones, since a tensor that is there under two names would be refused.
-    flat = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
-    flat["losses"] = state.losses
-    if len(state.told):
-        flat["parameter_losses"] = state.told
-    about = {"seconds": state.seconds, "settings": state.settings, "notes": state.notes}
-    beside = folder / f".{FILE}.{os.getpid()}"
-    try:
-        save(flat, str(beside), metadata={"format": FORMAT, "about": json.dumps(about)})
-        os.replace(beside, folder / FILE)
-    finally:
-        beside.unlink(missing_ok=True)
+    tensors |= {"losses": state.losses, "estimator_losses": state.estimator_losses}
+    data = {"seconds": state.seconds, "settings": state.settings, "notes": state.notes}
+    write_atomically(folder / FILE, pack(KIND, data, tensors, "a checkpoint of fit"))
 
 
 def read(folder: Path, settings: Mapping[str, Any] | None = None) -> State | None:
     """The state saved in a folder, or None if there is none.
 
     Args:
-        folder: where.
-        settings: those of the run that wants to go on; None takes any.
+        folder: the checkpoint folder.
+        settings: the settings of the run that wants to continue; None accepts any.
 
     Raises:
-        CheckpointError: if the file is damaged or not one of ours, or if the settings differ (they are named).
+        CheckpointError: if the file is damaged or holds no state of a run, or if the settings differ (they are named).
     """
     path = folder / FILE
     if not path.exists():
         return None
-    opened = require("safetensors", "train", "a checkpoint").safe_open
     try:
-        with opened(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"its format reads {metadata.get('format')!r}, expected {FORMAT!r}")
-        about = json.loads(metadata["about"])
-        state = _assembled(tensors, about)
-    except Exception as error:  # whatever a damaged file makes the readers raise
+        header, tensors = unpack(path, KIND, "a checkpoint of fit")
+        state = _assembled(tensors, header)
+    except (CheckpointError, KeyError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: cannot be read as a checkpoint of fit: {error}; delete it, or pass resume=False to write over it"
+            f"{path}: cannot be read as a checkpoint of fit: {error}. Runs that were interrupted under release 0.1 "
+            "cannot be resumed. Delete the file, or pass resume=False to write over it"
         ) from error
-    differ = [] if settings is None else _differences(state.settings, settings)
-    if differ:
+    different = [] if settings is None else _differences(state.settings, settings)
+    if different:
         raise CheckpointError(
-            f"{path} belongs to another run: {'; '.join(differ)}. Use another folder, or resume=False to start again"
+            f"{path} belongs to another run: {'; '.join(different)}. Use another folder, or resume=False to start again"
         )
     return state
 
 
-def _assembled(tensors: dict[str, Tensor], about: dict[str, Any]) -> State:
+def _assembled(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> State:
     module: dict[str, Tensor] = {}
     optimiser: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
@@ -160,16 +139,16 @@ def _assembled(tensors: dict[str, Tensor], about: dict[str, Any]) -> State:
         elif kind == "optimiser":
             number, _, moment = key.partition(".")
             optimiser.setdefault(int(number), {})[moment] = value
-    told = tensors.get("parameter_losses")
-    return State(module, optimiser, tensors["losses"], about["seconds"], about["settings"], about["notes"], told)
+    losses = tensors["losses"], tensors["estimator_losses"]
+    return State(module, optimiser, *losses, header["seconds"], header["settings"], header["notes"])
 
 
 def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    plain = json.loads(json.dumps(dict(now)))
+    current = plain(dict(now))
     return [
-        f"{key} was {_brief(saved.get(key))}, now {_brief(plain.get(key))}"
-        for key in sorted({*saved, *plain})
-        if saved.get(key) != plain.get(key)
+        f"{key} was {_brief(saved.get(key))}, now {_brief(current.get(key))}"
+        for key in sorted({*saved, *current})
+        if saved.get(key) != current.get(key)
     ]
 
 

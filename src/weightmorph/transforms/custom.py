@@ -7,19 +7,30 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..errors import TransformError
 from ..slots import Slot
-from ..terms import Dense, Term, Whole
-from .base import WeightTransform, anchored
+from .module import ModuleTransform
 
 __all__ = ["Custom"]
 
 
-class Custom(WeightTransform):
-    r"""Any module `(weight (*S), code (*B, K)) -> weight (*B, *S)`, taken as it is and shared by all slots.
+class Custom(ModuleTransform):
+    r"""Use any module as a weight transform.
 
-    `condition` wraps a plain `nn.Module` in it. Under per-sample θ the module is called once with the code `(B, K)`;
-    one that does not know about a batch of codes is called through `torch.vmap` with `per_sample="vmap"`.
+    $$W(\theta) = m(W, c(\theta)) \qquad\text{or, anchored,}\qquad W(\theta) = W + m(W, c) - m(W, c_0)$$
+
+    The module is taken as it is and shared by all slots. [`condition`][weightmorph.condition] wraps a plain
+    `nn.Module` in this class.
+
+    Shapes:
+        module: weight `(*S)`, code `(*B, K)` -> weight `(*B, *S)`, whatever the slot's shape `*S`. With `"vmap"` it
+        sees one code `(K,)` at a time.
+
+    Args:
+        module: $m$.
+        anchored: add the module's change from the anchor to the weight, so that the base is exact there. Otherwise
+            the module's output is the weight, at the anchor as well.
+        per_sample: how the module is called with one θ per sample: `"batch"` once with all codes `(B, K)`, `"vmap"`
+            through `torch.vmap`, for modules that know one code at a time.
 
     Raises:
         TransformError: if the output has another shape than `(*B, *S)`.
@@ -34,38 +45,26 @@ class Custom(WeightTransform):
     """
 
     family = "custom"
+    module: nn.Module
 
     def __init__(self, module: nn.Module, anchored: bool = False, per_sample: Literal["batch", "vmap"] = "batch"):
         super().__init__()
         self.module, self.anchored, self.per_sample = module, anchored, per_sample
 
-    def _fresh(self) -> Custom:
-        return Custom(self.module, self.anchored, self.per_sample)
-
     def setup(self, slot: Slot, code_dim: int) -> None:
         pass
 
-    def _call(self, weight: Tensor, code: Tensor) -> Tensor:
+    def value(self, weight: Tensor, code: Tensor) -> Tensor:
         if code.dim() > 1 and self.per_sample == "vmap":
             value = torch.vmap(lambda c: self.module(weight, c))(code)
         else:
             value = self.module(weight, code)
-        expected = (*code.shape[:-1], *weight.shape)
-        if not isinstance(value, Tensor) or tuple(value.shape) != expected:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise TransformError(
-                f"layer {self.slot.layer or self.slot.name!r}: {type(self.module).__name__} must map weight "
-                f"{tuple(weight.shape)} and code {tuple(code.shape)} to {expected}, got {got}; a module that knows "
-                "one code at a time goes in as Custom(module, per_sample='vmap')"
-            )
-        return value
-
-    def delta(self, weight: Tensor, code: Tensor) -> Term:
-        value = self._call(weight, code)
-        if not self.anchored:
-            return Whole(self.slot, weight, value)
-        home = self.home(code)
-        return Dense(self.slot, anchored(value - self._call(weight, home), code, home))
+        return self._checked(
+            value,
+            (*code.shape[:-1], *weight.shape),
+            f"map weight {tuple(weight.shape)} and code {tuple(code.shape)} to",
+            "; a module that knows one code at a time goes in as Custom(module, per_sample='vmap')",
+        )
 
     def config(self) -> dict[str, Any]:
         return {

@@ -12,12 +12,12 @@ from ..errors import TransformError
 from ..parameters import ParameterSpace
 from ..slots import Slot
 from ..terms import TapMix
-from .base import Carried, anchored
+from .base import CoefficientTransform, zero_at_anchor
 
 __all__ = ["Lie"]
 
 
-class Lie(Carried):
+class Lie(CoefficientTransform):
     r"""Mix each filter's taps by the exponential of a learned generator, so that settings compose.
 
     $$W(\theta) = W \exp\Big(\sum_p u_p(\theta) A_p\Big)$$
@@ -32,6 +32,12 @@ class Lie(Carried):
 
     Args:
         max_taps: slots with more taps than this are left alone (a `Linear` over a 16×16 map has 256).
+
+    Raises:
+        TransformError: if a weight with a single tap is asked for by name.
+
+    References:
+        Hall, "Lie Groups, Lie Algebras, and Representations", 2nd edition, 2015, chapter 2.
 
     Example:
         >>> from weightmorph import Angle, ParameterSpace
@@ -58,23 +64,23 @@ class Lie(Carried):
         coordinates = len(self.space) if self.space is not None else code_dim
         self.generator = nn.Parameter(torch.zeros(coordinates, slot.n_taps, slot.n_taps))
 
-    def carrier(self, code: Tensor) -> Tensor:
-        return self.carriers([self], code)[0]
+    def coefficient(self, code: Tensor) -> Tensor:
+        return self.coefficients([self], code)[0]
 
-    def term(self, weight: Tensor, carrier: Tensor) -> TapMix:
-        return TapMix(self.slot, weight, carrier)
+    def term(self, weight: Tensor, coefficient: Tensor) -> TapMix:
+        return TapMix(self.slot, weight, coefficient)
 
-    def alike(self) -> Hashable:
+    def batch_key(self) -> Hashable:
         return self.slot.n_taps
 
     @classmethod
-    def carriers(cls, members: Sequence[Lie], code: Tensor) -> Sequence[Tensor]:
+    def coefficients(cls, members: Sequence[Lie], code: Tensor) -> Sequence[Tensor]:
         first = members[0]
-        home = first.home(code)
-        u = first.space.coordinates(code) if first.space is not None else code - home
+        anchor = first.anchor_code(code)
+        u = first.space.coordinates(code) if first.space is not None else code - anchor
         exponent = torch.tensordot(u, torch.stack([m.generator for m in members], 1), 1).movedim(-3, 0)
         one = torch.eye(first.slot.n_taps, dtype=code.dtype, device=code.device)
-        return anchored(exponential(exponent) - one, code, home, lead=1).unbind()
+        return zero_at_anchor(exponential(exponent) - one, code, anchor, lead=1).unbind()
 
     def config(self) -> dict[str, Any]:
         return {"type": "Lie", "max_taps": self.max_taps}
@@ -83,16 +89,21 @@ class Lie(Carried):
 def exponential(matrix: Tensor) -> Tensor:
     r"""The matrix exponential: `(*B, n, n) -> (*B, n, n)`.
 
-    While exporting it is written out in products, for the exchange formats do not know it: a Taylor polynomial of
-    $X / 2^s$, squared s times. The polynomial's order and s are fixed, since a graph cannot look at its values; in
-    float64 they give float32's digits up to $\lVert X \rVert = 100$, where $e^X$ has long ceased to be a weight.
+    While exporting it is written out in products, because the exchange formats have no such operator: a Taylor
+    polynomial of $X / 2^s$, squared s times. The polynomial's order and s are fixed, because a graph cannot look at its
+    values; in float64 they give float32's digits up to $\lVert X \rVert = 100$, where $e^X$ has long ceased to be a
+    weight.
+
+    Example:
+        >>> exponential(torch.zeros(2, 2)).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
     """
     if not torch.compiler.is_exporting():
         known: Tensor = torch.linalg.matrix_exp(matrix.contiguous())
         return known
     squarings, order = 10, 8
     n = matrix.shape[-1]
-    # One batch axis and bmm, for `@` on a symbolic batch traces to four operations in place of one.
+    # One batch axis and bmm: `@` on a symbolic batch traces to four operations.
     small = matrix.to(torch.float64).reshape(-1, n, n) / 2**squarings
     one = torch.eye(n, dtype=small.dtype, device=small.device)
     value: Tensor = one + small / order

@@ -8,24 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import RankError, TransformError
+from ..errors import RankError
 from ..slots import Slot
 from ..terms import LowRankUpdate
-from .base import Carried, gain_network, relative
-from .together import networks
+from .base import CoefficientTransform
+from .gains import check_hidden, gain_difference, gain_differences, gain_network
 
 __all__ = ["LowRank"]
 
 
-class LowRank(Carried):
+class LowRank(CoefficientTransform):
     r"""Add a rank-$r$ update whose gains depend on the code.
 
     $$W(c) = W + U\,\mathrm{diag}(g(c) - g(c_0))\,V$$
 
-    The weight is read as an $(O, I)$ matrix, $I$ being the product of all its axes but the output's; with groups, one
-    such matrix per group, all sharing the gains; a depthwise weight, whose groups have a single row, is one
-    (channels, taps) matrix. $g$ is an MLP with one hidden layer. $U$ starts at zero, so untrained $W(c) = W$; at the
-    anchor $c_0$ it always is.
+    The weight is read as an $(O, I)$ matrix, where $I$ is the product of all axes but the output's. A grouped weight is
+    one such matrix per group, and all share the gains; a depthwise weight is one (channels, taps) matrix. $g$ is an MLP
+    with one hidden layer. $U$ starts at zero, so untrained $W(c) = W$; at the anchor $c_0$ it always is.
 
     Shapes:
         weight `(*S)`, code `(*B, K)` -> `(*B, *S)`. `*B` may be empty and is never squeezed.
@@ -36,7 +35,8 @@ class LowRank(Carried):
         hidden: units in the hidden layer of $g$.
 
     Raises:
-        RankError: if `rank` does not fit the weight (names the layer, its shape and the largest rank).
+        RankError: if `rank` is below 1 or does not fit the weight (names the layer, its shape and the largest rank).
+        TransformError: if `hidden` is no whole number from 1.
 
     References:
         Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, arXiv:2106.09685.
@@ -53,8 +53,7 @@ class LowRank(Carried):
         super().__init__()
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             raise RankError(f"LowRank: expected a rank of 1 or more, got {rank!r}")
-        if hidden < 1:
-            raise TransformError(f"LowRank: expected 1 or more hidden units, got {hidden!r}")
+        check_hidden("LowRank", hidden)
         self.rank, self.hidden = rank, hidden
 
     @staticmethod
@@ -77,18 +76,18 @@ class LowRank(Carried):
         # The difference to the anchor would cancel a last bias.
         self.gains = gain_network(code_dim, r, self.hidden, bias=False)
 
-    def carrier(self, code: Tensor) -> Tensor:
-        return relative(self.gains, code, self.home(code))
+    def coefficient(self, code: Tensor) -> Tensor:
+        return gain_difference(self.gains, code, self.anchor_code(code))
 
-    def term(self, weight: Tensor, carrier: Tensor) -> LowRankUpdate:
-        return LowRankUpdate(self.slot, self.left, carrier, self.right)
+    def term(self, weight: Tensor, coefficient: Tensor) -> LowRankUpdate:
+        return LowRankUpdate(self.slot, self.left, coefficient, self.right)
 
-    def alike(self) -> Hashable:
+    def batch_key(self) -> Hashable:
         return self.left.shape[-1], self.hidden
 
     @classmethod
-    def carriers(cls, members: Sequence[LowRank], code: Tensor) -> Sequence[Tensor]:
-        return networks([m.gains for m in members], code, members[0].home(code))
+    def coefficients(cls, members: Sequence[LowRank], code: Tensor) -> Sequence[Tensor]:
+        return gain_differences([m.gains for m in members], code, members[0].anchor_code(code))
 
     def config(self) -> dict[str, Any]:
         return {"type": "LowRank", "rank": self.rank, "hidden": self.hidden}

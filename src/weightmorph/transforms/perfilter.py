@@ -10,25 +10,25 @@ from torch import Tensor, nn
 from ..errors import TransformError
 from ..parameters import ParameterSpace
 from ..slots import Slot
-from ..terms import Dense, Term, Whole
-from .base import WeightTransform, anchored
+from .gains import check_hidden
+from .module import ModuleTransform
 
 __all__ = ["PerFilter"]
 
 
-class PerFilter(WeightTransform):
-    r"""Each filter's taps and θ in, new taps out.
+class PerFilter(ModuleTransform):
+    r"""Map each filter's taps and θ to new taps with a module.
 
     $$W_{o,i}(\theta) = m(W_{o,i},\ c(\theta)) \qquad\text{or, anchored,}\qquad
       W_{o,i}(\theta) = W_{o,i} + m(W_{o,i}, c) - m(W_{o,i}, c_0)$$
 
-    A user's module is taken as it is and shared by all slots: its gradient is in the very object that was passed. It
-    decides what it is at the start and at the anchor, unless `anchored=True` turns it into a difference. The built-in
-    ones are anchored and start at the identity; every slot has its own.
+    A user's module is taken as it is and shared by all slots, so that the gradient arrives in the very object that was
+    passed. Its output is the filter, at the start and at the anchor as well, unless `anchored=True` adds its change
+    from the anchor instead. The built-in modules are anchored and start at the identity; every slot has its own.
 
-    A linear map of the concatenation `[taps, θ]` adds the same kernel to every filter whatever the filter holds, since
-    $A w + B c$ is a part that sees $w$ and a part that sees θ but no product of the two. It cannot turn a filter. The
-    built-in `"linear"` multiplies instead: $m(w, c) = \sum_k c_k L_k w$.
+    A linear map of the concatenation `[taps, θ]` cannot turn a filter: $A w + B c$ holds no product of $w$ and $c$, so
+    it adds the same kernel to every filter. The built-in `"linear"` multiplies instead:
+    $m(w, c) = \sum_k c_k L_k w$.
 
     Shapes:
         module: taps `(N, T)`, code `(N, K)` -> `(N, T)`, with N = filters (times samples under per-sample θ).
@@ -42,6 +42,9 @@ class PerFilter(WeightTransform):
 
     Raises:
         TransformError: if the module's output has another shape than its taps, or is not finite.
+
+    References:
+        Jia et al., "Dynamic Filter Networks", NeurIPS 2016, arXiv:1605.09673.
 
     Example:
         >>> t = PerFilter("linear").build((6, 3, 3, 3), code_dim=4)
@@ -61,6 +64,7 @@ class PerFilter(WeightTransform):
         super().__init__()
         if not isinstance(module, nn.Module) and module not in ("linear", "mlp"):
             raise TransformError(f"PerFilter: expected a module, 'linear' or 'mlp', got {module!r}")
+        check_hidden("PerFilter", hidden)
         self.recipe = module if isinstance(module, str) else None
         self.module = None if isinstance(module, str) else module
         self.anchored = self.recipe is not None if anchored is None else anchored
@@ -71,14 +75,16 @@ class PerFilter(WeightTransform):
         kinds = ("conv", "conv_transpose") if self.recipe is None else ("conv", "conv_transpose", "linear")
         return slot.kind in kinds and slot.n_taps > 1 and (self.recipe is None or slot.n_taps <= self.max_taps)
 
-    def _fresh(self) -> PerFilter:
-        return PerFilter(self.recipe or self.module, self.anchored, self.hidden, self.max_taps)  # type: ignore[arg-type]
-
     def setup(self, slot: Slot, code_dim: int) -> None:
         if self.recipe == "linear":
             self.module = _Bilinear(slot.n_taps, code_dim)
         elif self.recipe == "mlp":
             self.module = _Mlp(slot.n_taps, code_dim, self.hidden)
+
+    def value(self, weight: Tensor, code: Tensor) -> Tensor:
+        canonical = self.slot.canonical(weight)
+        mapped = self._map(canonical.reshape(-1, canonical.shape[-1]), code)
+        return self.slot.restore(mapped.reshape(*code.shape[:-1], *canonical.shape))
 
     def _map(self, taps: Tensor, code: Tensor) -> Tensor:
         """The module on every filter: taps `(F, T)`, code `(*B, K)` -> `(*B, F, T)`."""
@@ -95,27 +101,7 @@ class PerFilter(WeightTransform):
                 f"{tuple(rows.shape)} and code {tuple(codes.shape)}: {error}. PerFilter calls it with (filters, taps) "
                 "and (filters, code); select the layers whose kernels it was written for with select="
             ) from error
-        if not isinstance(out, Tensor) or out.shape != rows.shape:
-            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise TransformError(
-                f"layer {self.slot.layer or self.slot.name!r}: {type(self.module).__name__} must give new taps of "
-                f"shape {tuple(rows.shape)}, got {got}"
-            )
-        return out.reshape(*batch, f, t)
-
-    def delta(self, weight: Tensor, code: Tensor) -> Term:
-        slot = self.slot
-        canonical = slot.canonical(weight)
-        taps = canonical.reshape(-1, canonical.shape[-1])
-
-        def laid(rows: Tensor) -> Tensor:
-            return slot.restore(rows.reshape(*rows.shape[:-2], *canonical.shape))
-
-        value = self._map(taps, code)
-        if not self.anchored:
-            return Whole(slot, weight, laid(value))
-        home = self.home(code)
-        return Dense(slot, laid(anchored(value - self._map(taps, home), code, home)))
+        return self._checked(out, tuple(rows.shape), "give new taps of shape").reshape(*batch, f, t)
 
     def config(self) -> dict[str, Any]:
         inner = self.recipe or f"<{type(self.module).__name__}>"
@@ -126,7 +112,7 @@ class PerFilter(WeightTransform):
 
 
 class _Bilinear(nn.Module):
-    r"""$m(w, c) = \\sum_k c_k L_k w$, with $L$ starting at zero."""
+    r"""$m(w, c) = \sum_k c_k L_k w$, with $L$ starting at zero."""
 
     def __init__(self, taps: int, code_dim: int) -> None:
         super().__init__()

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
+from .. import transforms
 from ..errors import TransformError, near
+from ..io import plain
 from .base import Sum, WeightTransform
-from .lie import Lie
-from .lowrank import LowRank
-from .perfilter import PerFilter
-from .scale import Scale
-from .subspace import Subspace
-from .warp import Warp
+from .custom import Custom
 
-__all__ = ["SHIPPED", "Config", "describe", "foreign", "plain", "remake", "same"]
+__all__ = ["SHIPPED", "Config", "describe", "foreign", "remake", "same"]
 
 SHIPPED: Mapping[str, type[WeightTransform]] = {
-    kind.__name__: kind for kind in (Lie, LowRank, PerFilter, Scale, Subspace, Warp)
+    name: getattr(transforms, name)
+    for name in transforms.__all__
+    if getattr(transforms, name) not in (WeightTransform, Custom)  # a Custom needs its module
 }
-"""The families that can be made from their `config()` alone."""
+"""The families that can be made from their `config()` alone: those of `weightmorph.transforms`, by class name."""
 
 Config = dict[str, Any]
 """A class's name under `"type"`, and its options; of a sum, its `"parts"`."""
 
 
 def describe(recipe: WeightTransform) -> Config:
-    """A recipe as data for JSON. What is the user's own (a class, a module) is a name in angle brackets.
+    """A recipe as data for JSON. A class or a module of the user's own becomes its name in angle brackets.
 
     Example:
         >>> from weightmorph import LowRank, Scale
@@ -44,32 +39,21 @@ def describe(recipe: WeightTransform) -> Config:
 def _entry(part: WeightTransform) -> Config:
     entry: Config = {"type": type(part).__name__, **part.config()}
     if type(part) is not SHIPPED.get(entry["type"]):
-        # A class of the user's, also one that inherits the config() of a shipped family.
+        # A user's class, or one that only inherits the config() of a shipped family.
         entry["type"] = f"<{type(part).__name__}>"
     return dict(plain(entry))
-
-
-def plain(value: Any) -> Any:
-    """Data as JSON gives it back: tuples as lists, numbers of NumPy and torch as Python's, a name for anything else."""
-
-    def other(item: Any) -> Any:
-        if isinstance(item, np.generic | np.ndarray | Tensor):
-            return item.tolist()
-        return f"<{type(item).__name__}>"
-
-    return json.loads(json.dumps(value, default=other))
 
 
 def _parts(config: Config) -> list[Config]:
     return list(config["parts"]) if config["type"] == "Sum" else [config]
 
 
-def _own(value: Any) -> bool:
+def _is_foreign(value: Any) -> bool:
     return isinstance(value, str) and value.startswith("<")
 
 
 def foreign(config: Config) -> list[str]:
-    """The names of what is the user's own, and so cannot be made from data.
+    """The names of the user's own classes and modules, which cannot be made from data.
 
     Example:
         >>> from torch import nn
@@ -79,9 +63,9 @@ def foreign(config: Config) -> list[str]:
     """
     names = []
     for entry in _parts(config):
-        own = [value for key, value in entry.items() if key != "type" and _own(value)]
-        if _own(entry["type"]) or own:
-            names.append(f"{entry['type']}({', '.join(own)})")
+        options = [value for key, value in entry.items() if key != "type" and _is_foreign(value)]
+        if _is_foreign(entry["type"]) or options:
+            names.append(f"{entry['type']}({', '.join(options)})")
     return names
 
 
@@ -89,7 +73,7 @@ def same(config: Config, other: Config) -> bool:
     """Do two descriptions agree? The names of a user's own classes may differ."""
 
     def bare(entry: Config) -> Config:
-        return {key: "<>" if _own(value) else value for key, value in entry.items()}
+        return {key: "<>" if _is_foreign(value) else value for key, value in entry.items()}
 
     return list(map(bare, _parts(config))) == list(map(bare, _parts(other)))
 

@@ -2,14 +2,14 @@ r"""How the taps of a kernel move under an affine map: the best linear guess und
 
 A filter reads the image $x$ at its taps $p_t$. The transformed image shows at $q$ what the original showed at
 $A^{-1} q$, so the taps of the transformed filter read the original at the *sites* $s_{t'} = A^{-1} p_{t'}$. The new
-filter should answer as the old one did: it needs the values at $p_t$ and has those at the sites. Ordinary kriging is
-the best linear unbiased prediction of the ones from the others under a stationary model of images:
+filter should answer as the old one did: it needs the values at the taps and has those at the sites. Ordinary kriging is
+the best linear unbiased prediction of the former from the latter under a stationary model of images:
 
 $$x(p_t) \approx \sum_{t'} R_{t,t'}\, x(s_{t'}), \qquad \sum_{t'} R_{t,t'} = 1, \qquad W' = W R$$
 
-The row sums keep the response to a constant. Where sites coincide with taps (a quarter turn) it is exact. Sites that
-are far apart (zooming out) are interpolated between and sites that are close together (zooming in) are averaged over,
-each as the model says, so that nothing aliases; a larger support has more sites and comes closer.
+The row sums keep the response to a constant. Where sites coincide with taps (a quarter turn) the prediction is exact.
+The model interpolates between sites that are far apart (zooming out) and averages over sites that are close to each
+other (zooming in), so that nothing aliases. A larger support has more sites and predicts better.
 
 References:
     Cressie, "Statistics for Spatial Data", 1993, section 3.2 (ordinary kriging).
@@ -29,11 +29,15 @@ __all__ = ["Resampler", "solve"]
 
 
 def covariance(squared: Tensor) -> Tensor:
-    """How alike two pixels are: Matérn with smoothness 3/2, of three times the squared distance in lengths."""
+    r"""Matérn-3/2 covariance of two pixels at distance $d$: $(1 + s)\,e^{-s}$ with $s^2 = 3 d^2 / \ell^2$.
+
+    Args:
+        squared: $s^2$. It is overwritten unless it requires a gradient.
+    """
     if squared.requires_grad:
         scaled = squared.clamp_min(1e-12).sqrt()
         return (1 + scaled) * torch.exp(-scaled)
-    # The same in place: for the taps of a flattened map this is the dearest step of the whole code side.
+    # In place: for the taps of a flattened map this is the most expensive step of the coefficient.
     minus = squared.clamp_min_(1e-12).sqrt_().neg_()
     fall = minus.exp()
     return fall.addcmul_(minus, fall, value=-1)
@@ -44,15 +48,23 @@ class Resampler:
     """The matrix R for taps at given positions: map `(*B, 2, 3)` -> `(*B, T, T')`.
 
     The map acts on the last two axes of a position; one-dimensional taps lie on the x axis, and the depth of a volume
-    stays. Under an isometry the distances among the sites never change, so the equations are solved once, here.
+    stays. Under an isometry the distances between the sites never change, so the equations are solved once, here.
 
     Args:
-        sources: where the taps of W lie, `(T, n)`.
-        targets: where those of W(θ) do, `(T', n)`.
+        sources: positions of the taps of W, `(T, n)`.
+        targets: positions of the taps of W(θ), `(T', n)`.
         length: correlation length of the image model.
         nugget: variance of its noise.
         shift: how many taps one pixel of the map's translation moves a position by, None for none.
         isometric: every map keeps distances.
+
+    Example:
+        >>> from weightmorph.affine import rotation
+        >>> from weightmorph.slots import Slot
+        >>> taps = Slot.of((1, 1, 1, 2)).positions()
+        >>> half_turn = rotation(torch.tensor(torch.pi, dtype=torch.float64))
+        >>> Resampler(taps, taps, length=2.0, nugget=0.0)(half_turn).round().abs().tolist()  # the taps change places
+        [[0.0, 1.0], [1.0, 0.0]]
     """
 
     sources: Tensor
@@ -73,7 +85,7 @@ class Resampler:
         def put(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
-        # In the unit of length in which the covariance is plain.
+        # In the unit of length in which the covariance has no constants.
         sources, targets = (_in_space(v) * (math.sqrt(3.0) / self.length) for v in (self.sources, self.targets))
         put("flat", targets[:, :2])
         put("depth", targets[:, 2:])
@@ -99,7 +111,7 @@ class Resampler:
     def to(self, like: Tensor) -> Resampler:
         """On another device; in float64 wherever there is one.
 
-        Sites that lie close together (zooming in) make the equations sensitive: float32 keeps three digits, and
+        Sites that are close to each other (zooming in) make the equations sensitive: float32 keeps three digits, and
         another runtime's exp or solver would show.
         """
         dtype = torch.float32 if like.device.type == "mps" else torch.float64
@@ -109,6 +121,7 @@ class Resampler:
         return Resampler(sources, targets, self.length, self.nugget, self.shift, self.isometric)
 
     def _among(self, sites: Tensor) -> Tensor:
+        """Covariance of every site with every site, noise included: `(*B, T', T')`."""
         lengths = sites.square().sum(-1, keepdim=True)
         squared = lengths + lengths.transpose(-1, -2) - 2 * (sites @ sites.transpose(-1, -2))
         among = covariance(squared)
@@ -125,24 +138,24 @@ class Resampler:
         return self._solve(plane, self.start).to(plane.dtype)
 
     def _solve(self, plane: Tensor, start: Tensor | None) -> Tensor:
-        """R, `start` standing in for the constant part of what was solved beforehand."""
+        """R under a map; `start` is its constant part where the equations were solved once."""
         rows = plane.to(self.flat.dtype).reshape(-1, 2, 3)
         across = covariance(self._squared(rows))
         if self.solved is not None:
             assert start is not None
-            made = (across.flatten(0, 1) @ self.solved[0]).view_as(across).add_(start)
+            result = (across.flatten(0, 1) @ self.solved[0]).view_as(across).add_(start)
         else:
             ones = torch.ones_like(across[..., :1, :])
             right = torch.cat((across, ones), -2).transpose(-1, -2)
             solved = solve(self._among(self._sites(rows)), right, self.nugget)
             weights, unit = solved[..., :-1], solved[..., -1:]
-            # The Lagrange multiplier of the constraint: what is missing to one is spread as `unit` says.
+            # The Lagrange multiplier of the constraint: the weights must add up to one.
             missing = 1 - weights.sum(-2, keepdim=True)
-            made = (weights + unit * (missing / unit.sum(-2, keepdim=True))).transpose(-1, -2)
-        return made.reshape(*plane.shape[:-2], *made.shape[1:])
+            result = (weights + unit * (missing / unit.sum(-2, keepdim=True))).transpose(-1, -2)
+        return result.reshape(*plane.shape[:-2], *result.shape[1:])
 
     def _squared(self, plane: Tensor) -> Tensor:
-        """From every source to every site: `(B, T, T')`."""
+        """Squared distance from every source to every site: `(B, T, T')`."""
         if self.turned is not None:
             still, products = self.turned
             return torch.addmm(still.reshape(1, -1), plane[..., :2].reshape(-1, 4), products).reshape(-1, *still.shape)
@@ -152,7 +165,7 @@ class Resampler:
         return both - 2 * (sources @ sites.transpose(1, 2))
 
     def _sites(self, plane: Tensor) -> Tensor:
-        """Where the map brings the targets from: x, y and what axes there are beside them."""
+        """The sites: where the original shows what the transformed image shows at the targets, `(B, T', n)`."""
         scale = math.sqrt(3.0) / self.length
         if self.isometric:
             turn = plane[..., :2]  # the transpose of an orthogonal matrix is its inverse
@@ -170,7 +183,7 @@ class Resampler:
 
 
 def _in_space(positions: Tensor) -> Tensor:
-    """Positions, the last column being x, as columns x, y and the rest; one-dimensional ones lie on the x axis."""
+    """Positions with x in the last column, as columns x, y and the rest; one-dimensional ones lie on the x axis."""
     if positions.shape[-1] == 1:
         return torch.cat((positions, torch.zeros_like(positions)), -1)
     return torch.cat((positions[:, -2:].flip(-1), positions[:, :-2]), -1)
@@ -179,14 +192,18 @@ def _in_space(positions: Tensor) -> Tensor:
 def solve(matrix: Tensor, right: Tensor, smallest: float) -> Tensor:
     r"""`matrix⁻¹ right` for a symmetric positive definite `(*B, n, n)` with a unit diagonal, up to `smallest`.
 
-    While exporting, the inverse is found by Newton's iteration $X \leftarrow X (2I - A X)$, for the exchange formats
-    know no linear solver. No eigenvalue of A exceeds n and none is below `smallest`, which bounds the steps.
+    While exporting, the inverse is found by Newton's iteration $X \leftarrow X (2I - A X)$, because the exchange
+    formats have no linear solver. No eigenvalue of A exceeds n and none is below `smallest`, which bounds the steps.
+
+    Example:
+        >>> solve(torch.tensor([[1.0, 0.5], [0.5, 1.0]]), torch.tensor([[1.5], [1.5]]), 0.1).round(decimals=3).tolist()
+        [[1.0], [1.0]]
     """
     if not torch.compiler.is_exporting():
         solved: Tensor = torch.linalg.solve(matrix, right)
         return solved
     n = matrix.shape[-1]
-    # One batch axis and bmm, for `@` on a symbolic batch traces to four operations in place of one.
+    # One batch axis and bmm: `@` on a symbolic batch traces to four operations.
     a, b = matrix.reshape(-1, n, n), right.reshape(-1, n, right.shape[-1])
     one = torch.eye(n, dtype=a.dtype, device=a.device)
     twice = 2 * one

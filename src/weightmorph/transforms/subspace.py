@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from ..errors import TransformError
 from ..slots import Slot
 from ..terms import BasisMix
-from .base import Carried, gain_network, relative
-from .together import networks
+from .base import CoefficientTransform
+from .gains import check_hidden, gain_difference, gain_differences, gain_network
 
 __all__ = ["Subspace"]
 
 
-class Subspace(Carried):
+class Subspace(CoefficientTransform):
     r"""Add a mix of $D$ extra weight sets: the method of Subspace-Configurable Networks, as a residual.
 
     $$W(c) = W + \sum_{d=1}^{D} (m_d(c) - m_d(c_0))\,B_d, \qquad m = \mathrm{softmax}(\mathrm{MLP}(c))$$
@@ -31,6 +31,9 @@ class Subspace(Carried):
     Args:
         dim: $D$, how many weight sets.
         hidden: units in the hidden layer of the MLP.
+
+    Raises:
+        TransformError: if `dim` is below 1.
 
     References:
         Wang et al., "Subspace-Configurable Networks", CoLLAs 2024, arXiv:2305.13536.
@@ -47,33 +50,35 @@ class Subspace(Carried):
         super().__init__()
         if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
             raise TransformError(f"Subspace: expected 1 or more weight sets, got {dim!r}")
+        check_hidden("Subspace", hidden)
         self.dim, self.hidden = dim, hidden
 
     def setup(self, slot: Slot, code_dim: int) -> None:
         self.bank = nn.Parameter(torch.zeros(self.dim, *slot.shape))
-        # One more setting than weight sets: the softmax's last output is the share of the base alone. Without it a
-        # single set would have nothing to vary.
+        # The softmax has one more output than there are weight sets: the share of the base alone. Without it a single
+        # set would always have the share 1.
         self.mixer = gain_network(code_dim, self.dim + 1, self.hidden)
 
-    @staticmethod
-    def _shares(scores: Tensor) -> Tensor:
-        return torch.softmax(scores, -1)[..., :-1]
+    def coefficient(self, code: Tensor) -> Tensor:
+        return gain_difference(self.mixer, code, self.anchor_code(code), _shares)
 
-    def carrier(self, code: Tensor) -> Tensor:
-        return relative(lambda c: self._shares(self.mixer(c)), code, self.home(code))
+    def term(self, weight: Tensor, coefficient: Tensor) -> BasisMix:
+        return BasisMix(self.slot, self.bank, coefficient)
 
-    def term(self, weight: Tensor, carrier: Tensor) -> BasisMix:
-        return BasisMix(self.slot, self.bank, carrier)
-
-    def alike(self) -> Hashable:
+    def batch_key(self) -> Hashable:
         return self.dim, self.hidden
 
     @classmethod
-    def carriers(cls, members: Sequence[Subspace], code: Tensor) -> Sequence[Tensor]:
-        return networks([m.mixer for m in members], code, members[0].home(code), cls._shares)
+    def coefficients(cls, members: Sequence[Subspace], code: Tensor) -> Sequence[Tensor]:
+        return gain_differences([m.mixer for m in members], code, members[0].anchor_code(code), _shares)
 
     def config(self) -> dict[str, Any]:
         return {"type": "Subspace", "dim": self.dim, "hidden": self.hidden}
 
     def extra_repr(self) -> str:
         return f"{self.dim}"
+
+
+def _shares(scores: Tensor) -> Tensor:
+    """The share of each weight set: `(…, D + 1) -> (…, D)`."""
+    return torch.softmax(scores, -1)[..., :-1]

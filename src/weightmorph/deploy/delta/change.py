@@ -1,7 +1,8 @@
-"""What one setting does to one tensor, as data that keeps its structure and does not hold the base."""
+"""What one setting changes in one tensor, as data that keeps the terms' structure and does not hold the base."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -10,16 +11,11 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
-from ...slots import Grow, Slot
+from ...slots import Slot
 from ...storage import slot_data, slot_from
-from ...terms import BasisMix, Dense, LowRankUpdate, RowScale, TapMix, Term, WeightExpression, Whole
+from ...terms import TERMS, Dense, Term, WeightExpression
 
 __all__ = ["Change", "Piece"]
-
-TERMS: Mapping[str, type[Term]] = {
-    kind.__name__: kind for kind in (BasisMix, Dense, LowRankUpdate, RowScale, TapMix, Whole)
-}
-"""The terms that a file can hold: those that are shipped. Any other is stored as the tensor that it stands for."""
 
 
 @dataclass(frozen=True)
@@ -27,196 +23,149 @@ class Piece:
     """A term without the base's own weight.
 
     Attributes:
-        kind: which term.
-        carried: the tensor that follows θ, under its field's name.
-        shared: tensors that are the same at every setting.
-        frozen: fields in which the base's weight stood.
+        kind: the term's name in `weightmorph.terms.TERMS`. Any other term is stored as its dense tensor.
+        tensors: by the term's field.
+        coefficient: the field of the tensor that depends on θ.
+        frozen: fields that held the base's weight.
         options: fields that are no tensors.
-        orders: of tensors that lie in memory otherwise than their axes say, the axes from the slowest to the fastest. A
-            product rounds otherwise if it finds a matrix transposed, and what is applied is to equal what is baked.
+        orders: for tensors that are not contiguous, their axes from the slowest to the fastest. A matrix product of a
+            transposed matrix rounds differently, and an applied weight must equal the baked one.
+
+    Example:
+        >>> from weightmorph.terms import RowScale
+        >>> weight = torch.ones(2, 3)
+        >>> term = RowScale(Slot.of((2, 3), "weight"), weight, torch.tensor([1.0, 2.0]))
+        >>> piece = Piece.of(term, weight)
+        >>> list(piece.tensors), piece.frozen
+        (['gain'], ('weight',))
     """
 
     kind: str
-    carried: Mapping[str, Tensor]
-    shared: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor]
+    coefficient: str
     frozen: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     orders: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, term: Term, weight: Tensor) -> Piece:
-        """Taken from an expression's term; `weight` is the expression's base."""
-        if type(term) is not TERMS.get(type(term).__name__):
-            term = Dense(term.slot, term.dense())
-        carrier, _ = term.carrier
-        carried: dict[str, Tensor] = {}
-        shared: dict[str, Tensor] = {}
-        frozen, options, orders = [], {}, {}
-        for entry in fields(term):
-            name, value = entry.name, getattr(term, entry.name)
-            if name == "slot":
-                continue
-            if value is weight:
-                frozen.append(name)
-            elif isinstance(value, Tensor):
-                if not value.is_contiguous():
-                    strides = value.stride()
-                    orders[name] = tuple(sorted(range(value.dim()), key=lambda axis: -strides[axis]))
-                laid = value.detach().permute(orders.get(name, tuple(range(value.dim()))))
-                (carried if value is carrier else shared)[name] = laid.clone(memory_format=torch.contiguous_format)
-            else:
-                options[name] = value
-        return cls(type(term).__name__, carried, shared, tuple(frozen), options, orders)
+        """The piece of an expression's term; `weight` is the expression's base."""
+        kind = {known: name for name, known in TERMS.items()}.get(type(term))
+        if kind is None:
+            return cls.of(Dense(term.slot, term.dense()), weight)
+        values = {f.name: getattr(term, f.name) for f in fields(term) if f.name != "slot"}
+        frozen = tuple(name for name, value in values.items() if value is weight)
+        held = {name: v.detach() for name, v in values.items() if isinstance(v, Tensor) and name not in frozen}
+        orders = {name: _order(value) for name, value in held.items() if not value.is_contiguous()}
+        tensors = {
+            name: value.permute(orders.get(name, tuple(range(value.dim())))).clone(
+                memory_format=torch.contiguous_format
+            )
+            for name, value in held.items()
+        }
+        options = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+        return cls(kind, tensors, term.coefficient_field, frozen, options, orders)
 
     def term(self, slot: Slot, weight: Tensor) -> Term:
         """The term again, on a base's weight."""
-        tensors = {name: value.to(weight.device) for name, value in (*self.carried.items(), *self.shared.items())}
+        tensors = {name: value.to(weight.device) for name, value in self.tensors.items()}
         for name, order in self.orders.items():
             tensors[name] = tensors[name].permute([order.index(axis) for axis in range(len(order))])
-        return TERMS[self.kind](slot=slot, **tensors, **{name: weight for name in self.frozen}, **dict(self.options))
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor, in the order of its axes."""
-        held = self.carried[name] if name in self.carried else self.shared[name]
-        order = self.orders.get(name, range(held.dim()))
-        return tuple(held.shape[tuple(order).index(axis)] for axis in range(held.dim()))
-
-    @property
-    def fields(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
-        """Names, types and shapes of what follows θ."""
-        return [(name, tensor.dtype, self.shape(name)) for name, tensor in self.carried.items()]
+        return TERMS[self.kind](slot=slot, **tensors, **dict.fromkeys(self.frozen, weight), **dict(self.options))
 
     def smallest(self, slot: Slot) -> Piece:
-        """Itself, or, where its tensors hold more numbers than what they stand for, that: Δ as one tensor."""
-        held = sum(t.numel() for t in (*self.carried.values(), *self.shared.values()))
-        if self.frozen or self.kind in ("Dense", "Whole") or held < slot_numbers(slot):
+        """The piece itself or, if its tensors hold more numbers than the weight, the dense tensor."""
+        if self.frozen or sum(t.numel() for t in self.tensors.values()) <= math.prod(slot.shape):
             return self
-        dense = self.term(slot, torch.empty(0)).dense()
-        return Piece("Dense", {"delta": dense.contiguous()}, {})
+        return Piece("Dense", {"delta": self.term(slot, torch.empty(0)).dense().contiguous()}, "delta")
 
     def data(self) -> dict[str, Any]:
-        """All but the tensors, for JSON."""
+        """Everything but the tensors, for JSON. The file's word for the coefficient is `carried`."""
         return {
-            "kind": self.kind, "carried": list(self.carried), "shared": list(self.shared), "frozen": list(self.frozen),
+            "kind": self.kind, "carried": [self.coefficient],
+            "shared": [name for name in self.tensors if name != self.coefficient], "frozen": list(self.frozen),
             "options": dict(self.options), "orders": {name: list(order) for name, order in self.orders.items()},
         }  # fmt: skip
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Piece:
-        """The way back; `tensors` by field, of which copies are made: their places in a file may be odd.
+        """The piece of a file's entry; `tensors` by field. They are copied, because a file may lay them out oddly.
 
         Raises:
             CheckpointError: for a kind of term that this release does not know.
-            KeyError, TypeError: for data that are not a piece.
+            KeyError, TypeError, ValueError: for data that are not a piece.
         """
         if data["kind"] not in TERMS:
             raise CheckpointError(f"a change of the kind {data['kind']!r} is not known to this release")
-        known = {field.name for field in fields(TERMS[data["kind"]])} - {"slot"}
-        named = [*data["carried"], *data["shared"], *data["frozen"], *data["options"]]
-        if not known.issuperset(named):
-            raise TypeError(f"a {data['kind']} has no {', '.join(map(str, sorted(set(named) - known)))}")
-        options = {name: _tuples(v) for name, v in data["options"].items()}
-        if "more" in options:  # until 0.2 one number stood for both sides of an axis
-            options["more"] = tuple((n, n) if isinstance(n, int) else n for n in options["more"])
+        known = [field.name for field in fields(TERMS[data["kind"]]) if field.name != "slot"]
+        [coefficient] = data["carried"]
+        held = [coefficient, *data["shared"]]
+        unknown = sorted({*held, *data["frozen"], *data["options"]}.difference(known))
+        if unknown:
+            raise TypeError(f"a {data['kind']} has no {', '.join(map(str, unknown))}")
+        copies = {name: tensors[name].clone() for name in known if name in held}
+        options = {name: _tuples(value) for name, value in data["options"].items()}
         orders = {name: tuple(order) for name, order in data["orders"].items()}
-        carried, shared = ({name: tensors[name].clone() for name in data[side]} for side in ("carried", "shared"))
         for name, order in orders.items():
-            if sorted(order) != list(range((carried | shared)[name].dim())):
+            if sorted(order) != list(range(copies[name].dim())):
                 raise ValueError(f"{order} is no order of the axes of {name}")
-        return cls(data["kind"], carried, shared, tuple(data["frozen"]), options, orders)
+        return cls(data["kind"], copies, coefficient, tuple(data["frozen"]), options, orders)
+
+
+def _order(value: Tensor) -> tuple[int, ...]:
+    """The axes of a tensor from the slowest to the fastest."""
+    strides = value.stride()
+    return tuple(sorted(range(value.dim()), key=lambda axis: -strides[axis]))
 
 
 def _tuples(value: Any) -> Any:
-    """What JSON gives back of tuples in tuples."""
+    """Lists from JSON as the tuples that they were."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def slot_numbers(slot: Slot) -> int:
-    """How many numbers the tensor has, its support not grown."""
-    numbers = 1
-    for extent in slot.shape:
-        numbers *= extent
-    return numbers
 
 
 @dataclass(frozen=True)
 class Change:
-    """W(θ) of one tensor: its slot, and the pieces that are added to the base's weight."""
+    """W(θ) of one tensor at one setting: its slot, and the pieces that are added to the base's weight.
+
+    Example:
+        >>> from weightmorph.terms import RowScale
+        >>> slot, weight = Slot.of((2, 3), "weight"), torch.ones(2, 3)
+        >>> term = RowScale(slot, weight, torch.tensor([1.0, 2.0]))
+        >>> Change.of(WeightExpression(slot, weight, (term,))).expression(weight).dense()
+        tensor([[2., 2., 2.],
+                [3., 3., 3.]])
+    """
 
     slot: Slot
     pieces: tuple[Piece, ...]
 
     @classmethod
     def of(cls, expression: WeightExpression) -> Change:
-        """Taken from an expression of one setting."""
+        """The change that an expression of one setting makes."""
         return cls(expression.slot, tuple(Piece.of(term, expression.base) for term in expression.terms))
 
-    @property
-    def grow(self) -> Grow:
-        """Taps by which W(θ) is wider than W."""
-        terms = tuple(piece.term(self.slot, torch.empty(0)) for piece in self.pieces)
-        return WeightExpression(self.slot, torch.empty(0), terms).grow
-
-    def weight(self, base: Tensor) -> Tensor:
-        """W(θ), with the bits that `bake` gives it: `(*S)`, or with the grown kernel."""
-        terms = tuple(piece.term(self.slot, base) for piece in self.pieces)
-        expression = WeightExpression(self.slot, base, terms)
-        with torch.no_grad():
-            kinds = {tensor.dtype for term in terms for tensor in term.tensors} | {base.dtype}
-            if expression.grow or len(kinds) > 1 or any(isinstance(term, Whole) for term in terms):
-                return expression.dense()
-            # The same sum in the same order, written into the first term's own product: a pass and an allocation less.
-            total: Tensor | None = None
-            for term in terms:
-                piece = term.dense()
-                if total is not None:
-                    total.add_(piece)
-                else:
-                    total = base + piece if _aliased(piece, term) else piece.add_(base)
-            return base.clone() if total is None else total
+    def expression(self, base: Tensor) -> WeightExpression:
+        """W(θ) on a base's weight. Its `dense()` has the bits that `bake` gives it."""
+        return WeightExpression(self.slot, base, tuple(piece.term(self.slot, base) for piece in self.pieces))
 
     def smallest(self) -> Change:
-        """With every piece in its smaller form."""
+        """The change with every piece in its smaller form."""
         return Change(self.slot, tuple(piece.smallest(self.slot) for piece in self.pieces))
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by `piece.field`."""
-        return self.carried() | self.shared()
-
-    def carried(self) -> dict[str, Tensor]:
-        """What follows θ, by `piece.field`."""
-        return {f"{n}.{name}": value for n, piece in enumerate(self.pieces) for name, value in piece.carried.items()}
-
-    def shared(self) -> dict[str, Tensor]:
-        """What does not, by `piece.field`."""
-        return {f"{n}.{name}": value for n, piece in enumerate(self.pieces) for name, value in piece.shared.items()}
-
-    def orders(self) -> list[dict[str, list[int]]]:
-        """How the tensors of each piece lie in memory."""
-        return [{name: list(order) for name, order in piece.orders.items()} for piece in self.pieces]
-
-    def kinds(self) -> list[tuple[Any, ...]]:
-        """What no setting may change, beside the shared tensors: slot, kinds, fields, types and shapes."""
-        return [
-            (slot_data(self.slot), p.kind, list(p.shared), p.frozen, dict(p.options), p.fields) for p in self.pieces
-        ]
+        return {f"{n}.{name}": value for n, piece in enumerate(self.pieces) for name, value in piece.tensors.items()}
 
     def data(self) -> dict[str, Any]:
-        """All but the tensors, for JSON."""
+        """Everything but the tensors, for JSON."""
         return {"slot": slot_data(self.slot), "pieces": [piece.data() for piece in self.pieces]}
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Change:
-        """The way back; `tensors` by `piece.field`."""
+        """The change of a file's entry; `tensors` by `piece.field`."""
         pieces = []
         for number, entry in enumerate(data["pieces"]):
             prefix = f"{number}."
-            mine = {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
-            pieces.append(Piece.from_data(entry, mine))
+            fields_ = {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
+            pieces.append(Piece.from_data(entry, fields_))
         return cls(slot_from(data["slot"]), tuple(pieces))
-
-
-def _aliased(piece: Tensor, term: Term) -> bool:
-    """Is it memory of the term's own tensors, and not a product of them?"""
-    storage = piece.untyped_storage().data_ptr()
-    return any(tensor.untyped_storage().data_ptr() == storage for tensor in term.tensors)

@@ -1,41 +1,75 @@
-"""One setting of a model as the difference to its base, in memory and in files."""
+"""One setting of a model as the difference to its base, in memory and in a file."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ...errors import ParameterLengthError
+import torch
+from torch import Tensor
+
+from ...errors import CheckpointError
 from ...model import Conditioned
 from ...parameters import Value
-from ...storage import pack, save, unpack
-from .book import DeltaBook
+from ...storage import Fingerprint, pack, save, unpack, versions
+from ...storage.container import lacking
 from .change import Change
-from .files import Origin, changes_from, expressions, readable, same
 
-__all__ = ["Delta", "delta_of"]
+__all__ = ["Delta", "Origin", "delta_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """The model that a delta comes from.
+
+    Attributes:
+        base: the fingerprint of the network that the delta changes.
+        network: the name of its class, for people.
+        parameters: the space's `config()`, which says what θ is.
+    """
+
+    base: Fingerprint
+    network: str
+    parameters: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, model: Conditioned) -> Origin:
+        """The origin of a model's deltas."""
+        return cls(model.fingerprint(), model.spec.network, model.space.config())
+
+    def data(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        base = {"network": self.network, "fingerprint": str(self.base), "tensors": dict(self.base.tensors)}
+        return {"written_by": versions(), "parameters": dict(self.parameters), "base": base}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Origin:
+        """The inverse of `data`."""
+        base = Fingerprint.from_data(data["base"]["tensors"])
+        return cls(base, str(data["base"]["network"]), dict(data["parameters"]))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Delta:
-    r"""One setting θ of a model, as what it changes in the base: $W(\theta) - W$ in the form in which it was made.
+    r"""One setting θ of a model as the change that it makes to the base: $W(\theta) - W$, with its structure kept.
 
-    Only tensors that differ from the base's are in it. Of a low-rank update the factors $U$, $g(\theta)$ and $V$ are
-    kept, of row scales the vector, of mixed taps the small matrix $M$ (for $W M$ is made from the base's own $W$); what
-    has no structure is kept as a tensor. [`apply_delta`][weightmorph.apply_delta] puts it into a plain copy of the
-    base, which then has the weights of `model.bake(θ)`, bit for bit where torch computes as it did there and to
-    rounding elsewhere.
+    A delta holds only tensors that differ from the base's. A low-rank update is kept as its factors $U$, $g(\theta)$
+    and $V$, row scales as a vector, mixed taps as the small matrix $M$ (because $W M$ is made from the base's own $W$),
+    and a change without structure as a tensor. [`apply_delta`][weightmorph.apply_delta] puts a delta into a plain copy
+    of the base. The copy then has the weights of `model.bake(θ)`: bit for bit on the same machine and release of torch,
+    and up to rounding elsewhere.
 
-    A file of its own ([`save`][weightmorph.Delta.save]) needs nothing else, and is as large as the factors are: 6.3 %
-    of EfficientNet-Lite0 for rank 8. What does not follow θ can be put into a
-    [`DeltaBook`][weightmorph.DeltaBook] once, and a setting is then a few kilobytes.
+    The file ([`save`][weightmorph.Delta.save]) needs nothing else, and is as large as the factors: 6.3 % of
+    EfficientNet-Lite0 for rank 8.
 
     Attributes:
-        theta: the setting, in the parameters' own units; of a `Categorical` the index.
+        theta: the setting, in the parameters' own units; for a `Categorical`, the index.
         changes: by the tensor's name.
-        origin: which base, and what θ is.
+        origin: the base, and what θ is.
 
     Example:
         >>> import weightmorph as wm
@@ -59,36 +93,44 @@ class Delta:
 
     @classmethod
     def of(cls, model: Conditioned, /, **theta: Value) -> Delta:
-        """Of one setting: one value per parameter, as `bake` takes it.
+        """The delta of one setting, given as `bake` takes it: one value per parameter.
 
         Raises:
             ParameterError: if θ is missing, unknown, or not one value per parameter.
+
+        Example:
+            >>> import weightmorph as wm
+            >>> model = wm.condition(torch.nn.Linear(4, 2), {"angle": wm.Angle("deg")}, wm.LowRank(1))
+            >>> Delta.of(model, angle=0.0)  # the anchor changes nothing
+            Delta(angle=0.0: 0 tensors of Linear, 0 bytes)
         """
         return delta_of(model, theta, Origin.of(model))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors in a file of its own."""
+        """Bytes of the tensors in the file."""
         return sum(t.nbytes for change in self.changes.values() for t in change.smallest().tensors().values())
 
-    def save(self, path: str | os.PathLike[str], *, book: DeltaBook | None = None) -> Path:
-        """Write it to one safetensors file, whole or not at all.
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the delta to one safetensors file, atomically.
 
         Args:
             path: where to, customarily `*.safetensors`; a file of that name is replaced.
-            book: the model's [`DeltaBook`][weightmorph.DeltaBook]: what is in it is left out, and whoever reads the
-                file needs the book as well.
 
         Returns:
             the path.
 
         Raises:
-            CheckpointError: if the book is of another base, or was made before the model was trained on.
             MissingDependencyError: if safetensors is not installed.
             OSError: if the file cannot be written.
+
+        Example:
+            >>> import tempfile, weightmorph as wm
+            >>> model = wm.condition(torch.nn.Linear(4, 2), {"angle": wm.Angle("deg")}, wm.LowRank(1))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     Delta.load(Delta.of(model, angle=0.0).save(f"{folder}/zero.safetensors")).theta
+            {'angle': 0.0}
         """
-        if book is not None:
-            return save(path, book._page(self))
         changes = {name: change.smallest() for name, change in self.changes.items()}
         data = self.origin.data() | {
             "theta": dict(self.theta),
@@ -98,27 +140,23 @@ class Delta:
         return save(path, pack("delta", data, tensors, "saving a delta"))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, book: DeltaBook | None = None) -> Delta:
-        """Read what `save` wrote. Nothing in a file is executed.
-
-        Args:
-            path: the file.
-            book: for a file that was saved with one; unless given, it is looked for beside the file, under the name
-                that it had.
+    def load(cls, path: str | os.PathLike[str]) -> Delta:
+        """Read a file that `save` wrote. Nothing in a file is executed.
 
         Raises:
-            CheckpointError: if the file is damaged, incomplete, of a newer format, or no delta; or if its book is
-                missing or another one.
+            CheckpointError: if the file is damaged, incomplete, of a newer format, or no delta.
             MissingDependencyError: if safetensors is not installed.
             OSError: if the file cannot be read.
         """
-        data, tensors = unpack(path, ("delta", "page"), "loading a delta")
-        with readable(path):
+        data, tensors = unpack(path, "delta", "loading a delta")
+        with _header_errors(path):
             theta = {str(name): float(value) for name, value in data["theta"].items()}
-            if data["kind"] == "page":
-                book = DeltaBook._for(path, data["book"]) if book is None else book
-                return cls(theta, book._changes(data, tensors), book.origin)
-            return cls(theta, changes_from(data["changes"], tensors), Origin.from_data(data))
+            by_slot: dict[str, dict[str, Tensor]] = {name: {} for name in data["changes"]}
+            for key, value in tensors.items():
+                name, _, place = key.rpartition("/")
+                by_slot[name][place] = value
+            changes = {name: Change.from_data(entry, by_slot[name]) for name, entry in data["changes"].items()}
+            return cls(theta, changes, Origin.from_data(data))
 
     def __repr__(self) -> str:
         setting = ", ".join(f"{name}={value}" for name, value in self.theta.items())
@@ -126,15 +164,33 @@ class Delta:
 
 
 def delta_of(model: Conditioned, theta: Mapping[str, Value], origin: Origin) -> Delta:
-    """`Delta.of` with the fingerprint taken before: for many settings of one model."""
-    made = model.at(**theta)  # W(θ) as `bake` makes it; says what is wrong with θ
-    prepared = model._prepare(theta, check=False)
-    if any(value.dim() for value in prepared.values()):
-        raise ParameterLengthError("Delta.of: expected one value per parameter; call it once per setting")
-    changes = {
-        name: Change.of(expression)
-        for name, expression in expressions(model, prepared).items()
-        if not same(made.get_parameter(name), expression.base)
-    }
-    told = {name: float(parameter.tensor(name, theta[name])) for name, parameter in model.space.items()}
-    return Delta(told, changes, origin)
+    """`Delta.of` for a known origin, so that many settings of one model need one fingerprint."""
+    net = model.at(**theta)  # checks θ; at the anchor its weights are the base's own
+    with torch.no_grad():
+        changes = {
+            name: Change.of(expression)
+            for name, expression in model.expressions(**theta).items()
+            if not _same_bits(net.get_parameter(name), expression.base)
+        }
+    setting = {name: float(parameter.tensor(name, theta[name])) for name, parameter in model.space.items()}
+    return Delta(setting, changes, origin)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    """Equality in which a zero's sign counts."""
+    if one is other:
+        return True
+    if one.shape != other.shape:
+        return False
+    return torch.equal(*(t.detach().contiguous().flatten().view(torch.uint8) for t in (one, other)))
+
+
+@contextmanager
+def _header_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn every error that an edited header can cause into one kind, with the path."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the header cannot be read: {lacking(error)}") from error

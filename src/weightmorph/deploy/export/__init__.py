@@ -1,4 +1,4 @@
-"""Graphs that run without this library, with θ as an input: `torch.export` and ONNX."""
+"""Export graphs that run without this library and take θ as an input: `torch.export` and ONNX."""
 
 from .onnx import PlainGraph, computed_weights, export_onnx
 from .program import export_program

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ...errors import ExecutionError, WeightmorphError
 from ...model import Conditioned
-from .constant import Constant
+from .constants import constant_model, fold_constants
 
 __all__ = ["BATCH", "Call", "call_of", "export_program", "program_of"]
 
@@ -75,6 +75,7 @@ class Call:
     keyword: dict[str, Any]
     names: list[str]
     size: int | None
+    constant_weights: bool = False
 
     def shapes(self, axis: Callable[[], Any]) -> dict[str, Any] | None:
         """For every input, which axis is the batch; None where none is left open."""
@@ -96,7 +97,7 @@ class _Traced(nn.Module):
 
     def __init__(self, model: Conditioned) -> None:
         super().__init__()
-        self.model, self.base = model, model._fixed[1]
+        self.model, self.base = model, model.base.traced.network
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """What is traced."""
@@ -124,9 +125,9 @@ def call_of(model: Conditioned, args: Any, per_sample: bool, dynamic_batch: bool
     names = names_of(model.frozen(), positional, keyword)
     theta = _theta(model, size if per_sample else None)
     # A copy, for tracing goes through the model's one fixed clone, and in eval mode, which the base is in anyway.
-    copied = copy.deepcopy(model).eval()
-    module = _signed(Constant(copied) if constant_weights else _Traced(copied), names, [*keyword, *theta])
-    return Call(module, positional, keyword | theta, names, size if dynamic_batch else None)
+    copied = constant_model(model) if constant_weights else copy.deepcopy(model).eval()
+    module = _signed(_Traced(copied), names, [*keyword, *theta])
+    return Call(module, positional, keyword | theta, names, size if dynamic_batch else None, constant_weights)
 
 
 def inputs_of(args: Any, dynamic_batch: bool) -> tuple[tuple[Any, ...], dict[str, Any], int]:
@@ -164,8 +165,7 @@ def _theta(model: Conditioned, size: int | None) -> dict[str, Tensor]:
     dtype = torch.promote_types(model.dtype, torch.float32)
     shape = () if size is None else (size,)
     return {
-        name: torch.full(shape, value, dtype=dtype, device=model.view.device)
-        for name, value in model.space.anchor.items()
+        name: torch.full(shape, value, dtype=dtype, device=model.device) for name, value in model.space.anchor.items()
     }
 
 
@@ -176,7 +176,10 @@ def program_of(call: Call, strict: bool = False) -> ExportedProgram:
         with torch.no_grad(), warnings.catch_warnings():
             # Strict mode sees the scope of our own copy being filled and emptied, which is as it should be.
             warnings.filterwarnings("ignore", message="While compiling, we found certain side effects")
-            return torch.export.export(call.module, call.positional, call.keyword, dynamic_shapes=shapes, strict=strict)
+            program = torch.export.export(
+                call.module, call.positional, call.keyword, dynamic_shapes=shapes, strict=strict
+            )
+            return fold_constants(program) if call.constant_weights else program
     except WeightmorphError:
         raise
     except Exception as error:  # dynamo, fake tensors and the solver of shapes each have errors of their own
