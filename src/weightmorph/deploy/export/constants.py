@@ -85,6 +85,10 @@ def fold_constants(program: ExportedProgram) -> ExportedProgram:
         if weight not in folded:
             folded[weight] = _buffer(program, first, len(folded), known[weight])
         layer.update_arg(1, folded[weight])
+    for node in list(graph.nodes):
+        # A check of a constant keeps alive everything that computes it.
+        if _name(node.target) == "_assert_tensor_metadata" and all(n in known for n in node.all_input_nodes):
+            graph.erase_node(node)
     graph.eliminate_dead_code()
     program.graph_module.recompile()
     program.validate()
